@@ -793,7 +793,7 @@ class Run:
         if self.args.run.resume:
             config = read_config(self.folder)
             history = config["history"]
-        elif self.folder.exists() and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {"config.json.tmp"}):
+        elif any((self.folder / name).exists() for name in ("config.json", "checkpoint.pt", *self.logs)):
             raise UserError(f"{self.folder} exists already: choose another --run-dir, or continue it with --resume")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

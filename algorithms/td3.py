@@ -85,7 +85,7 @@ class Args:
     num_envs: Annotated[int, Range(1)] = 1
     """Environments stepped side by side (>= 1)."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
-    """Adam step size of actor and critics (>= 0)."""
+    """Adam step size of actor and critic (>= 0)."""
     gamma: Annotated[float, Range(0, 1)] = 0.99
     """Discount factor (0 to 1)."""
     tau: Annotated[float, Range(0, 1)] = 0.005
@@ -706,7 +706,7 @@ class Run:
         if self.args.run.resume:
             config = read_config(self.folder)
             history = config["history"]
-        elif self.folder.exists() and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {"config.json.tmp"}):
+        elif any((self.folder / name).exists() for name in ("config.json", "checkpoint.pt", *self.logs)):
             raise UserError(f"{self.folder} exists already: choose another --run-dir, or continue it with --resume")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
