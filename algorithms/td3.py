@@ -194,7 +194,7 @@ class TD3(nn.Module):
     @torch.no_grad()
     def act(self, s: Tensor) -> Tensor:
         """The deterministic policy mu(s), used in evaluation."""
-        return self.actor(s)
+        return self.actor(s).clamp(self.low, self.high)  # centre + scale may round to just outside
 
     @torch.no_grad()
     def explore(self, s: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class TD3(nn.Module):
             gradients, actor_info, norm = self.actor_gradient(s)
             apply_gradients(self.actor_optimizer, gradients)
             info |= actor_info | {"actor_grad_norm": norm}
-            soft_update(self.actor_target, self.actor, self.tau)
+            soft_update(self.actor_target, self.actor, self.tau)  # theta' <- (1 - tau) theta' + tau theta   [TD3.5]
             soft_update(self.critics_target, self.critics, self.tau)
         return info
 
@@ -444,10 +444,10 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         if "Fetch" in name or "Hand" in name:
             importlib.import_module("gymnasium_robotics")  # registers its environments
         return gym.make(name, **kwargs)
-    except (gym.error.UnregisteredEnv, gym.error.DependencyNotInstalled, gym.error.DeprecatedEnv) as error:
+    except gym.error.Error as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"--env-id {env_id}: {reason}; `gymnasium.pprint_registry()` lists what there is") from error
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise UserError(f"--env-id {env_id}: {error}: install it or run from the folder that holds it") from error
 
 
@@ -505,6 +505,11 @@ class VectorEnvs:
                 s2[i] = info["final_obs"][i]
                 self.finished.append((self.steps, float(self.returns[i]), int(self.lengths[i])))
                 self.returns[i] = self.lengths[i] = 0
+        if not all(np.isfinite(x).all() for x in (r, s2, self.obs)):
+            sys.exit(
+                f"error: the environment gave a reward or observation of NaN or inf at step {self.steps}: the run "
+                "stops; its last checkpoint is kept"
+            )
         return s2, r.astype(np.float32), terminal.copy(), done
 
     def state_dict(self) -> dict[str, Any]:
@@ -538,7 +543,7 @@ def encode(x: Any) -> Any:
     """Plain data with NumPy arrays as tensors (copied), as checkpoints hold it. Raises UnsavableState for the rest."""
     if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biuf" and x.dtype.itemsize <= 8:
         return torch.from_numpy(np.array(x))
-    if type(x) is dict:
+    if type(x) is dict and all(type(key) in (bool, int, float, str) for key in x):
         return {key: encode(value) for key, value in x.items()}
     if type(x) in (list, tuple):
         return type(x)(encode(value) for value in x)
@@ -713,6 +718,8 @@ class Run:
             self.lock = os.open(self.folder, os.O_RDONLY)
             if fcntl:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except BlockingIOError as error:
             raise UserError(f"{self.folder} is being trained by another process: wait for it or stop it") from error
         except OSError as error:
@@ -747,7 +754,8 @@ class Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch.utils.tensorboard import SummaryWriter
-        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.envs.steps or None)
+        purge = self.envs.steps + 1 if self.envs.steps else 0  # forget the steps that are run again: after a checkpoint
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=purge)
         self.wandb = None
         if args.run.track:
             import wandb
@@ -852,6 +860,7 @@ class Run:
         for file in self.logs.values():
             file.flush()
             os.fsync(file.fileno())
+        self.tensorboard.flush()
         checkpoint = {
             "algorithm": self.algorithm,
             "seconds": self.seconds + time.perf_counter() - self.started,
@@ -957,7 +966,7 @@ def prepare(args: Any) -> None:
         for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
             value = getattr(settings, name)
             for low, high in (m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range)):
-                if value is not None and not low <= value <= high:
+                if value is not None and not low <= value <= min(high, sys.float_info.max):
                     valid = f"at least {low}" if high == float("inf") else f"{low} to {high}"
                     raise UserError(f"--{name.replace('_', '-')} {value} is out of range: use {valid}")
     if args.total_timesteps % args.num_envs:
@@ -986,7 +995,7 @@ def prepare(args: Any) -> None:
     torch.set_num_threads(run.threads)
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")  # true, because of the next line
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed % 2**63)
     np.random.seed(args.seed % 2**32)
     random.seed(args.seed)
 
@@ -1011,6 +1020,9 @@ def parse(args_class: type) -> Any:
     args = command_line(args_class)
     if args.run.resume and args.run.evaluate:
         raise UserError("--resume and --evaluate exclude each other: use one")
+    for name in ("run_dir", "resume", "evaluate"):
+        if getattr(args.run, name) == "":
+            raise UserError(f"--{name.replace('_', '-')} '' is empty: name a folder")
     folder = args.run.resume or args.run.evaluate
     if not folder:
         return args
@@ -1022,6 +1034,7 @@ def parse(args_class: type) -> Any:
         saved = args_class(**{**config["args"], "run": RunArgs(**config["args"]["run"])})
     except TypeError as error:
         raise UserError(f"{folder}/config.json does not fit this script ({error}): use the one of then") from error
+    saved.run.capture_video &= not args.run.evaluate  # an evaluation films only if this command line says so
     args = command_line(args_class, saved)
     before, after = (asdict(a)["run"] | asdict(a) | {"run": None} for a in (saved, args))
     free = {"device", "threads", "compile", "eval_episodes", "seed", "capture_video", "evaluate"}
@@ -1071,6 +1084,8 @@ def main(args_class: type, agent_class: type[nn.Module], train: Callable) -> Non
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before the run catches Ctrl-C itself
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

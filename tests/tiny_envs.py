@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Discrete
 
 
 class EndlessChain(gym.Env):
-    """Reward 1 for ever, whatever is done: every state is worth 1 / (1 - gamma). Only the time limit ends an episode."""
+    """Reward 1 for ever: every state is worth 1 / (1 - gamma). Only the time limit ends an episode."""
 
     observation_space = Box(-1, 1, (1,), np.float32)
 

@@ -1,0 +1,44 @@
+# make help       what there is
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart report test lint sync clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+SUITE ?= quick
+RESULTS ?= runs
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# The stamp is newer than requirements.txt when all of them are installed.
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.10: name a newer one, make PYTHON=python3.12 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+setup: $(VENV)/installed  ## Create .venv and install the pinned requirements
+
+quickstart: setup  ## Train on small tasks (minutes) and compare with published returns
+	@$(BIN)/python benchmarks/run.py --suite quick --seeds 2 --jobs $(JOBS); status=$$?; \
+		test $$status -gt 1 && exit $$status; \
+		$(BIN)/python benchmarks/report.py --results runs --suite quick && exit $$status
+
+report: setup  ## Tables and curves of a suite: make report SUITE=quick RESULTS=runs
+	@$(BIN)/python benchmarks/report.py --results $(RESULTS) --suite $(SUITE)
+
+test: setup  ## All tests
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: setup  ## Style of the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+sync: setup  ## Copy shared blocks to the other algorithm files: make sync FROM=td3
+	@$(BIN)/python tests/shared_blocks.py $(FROM)
+
+clean:  ## Remove the virtual environment and caches, not the results
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,299 @@
+"""Run a benchmark suite: every experiment of the suite times every seed, each a process of one thread.
+
+    python benchmarks/run.py --suite quick --seeds 2 --jobs 2
+    python benchmarks/run.py --suite mujoco --algorithms ppo --seeds 3 --dry-run
+
+Started again, it continues: finished runs are skipped, partial ones resumed, failed ones tried again. Ctrl-C stops the
+runs cleanly, each with a checkpoint. Results lie in OUTPUT/SUITE/ALGORITHM/ENV_ID/SEED: the script's run folder plus
+
+    status.json               state (running, done, failed, stopped), exit code, stderr's end, command, duration
+    output.log, stderr.log    what the script printed
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from suites import SUITES, Experiment
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOURS = {"done": "green", "failed": "bold red", "stopped": "yellow", "running": "cyan", "waiting": "dim"}
+
+
+@dataclass
+class Args:
+    """Which runs to make."""
+
+    suite: str = "quick"
+    """Name of a suite in benchmarks/suites.py."""
+    algorithms: tuple[str, ...] = ()
+    """Only these algorithms of the suite; default all."""
+    seeds: int = 1
+    """Number of seeds per experiment (>= 1)."""
+    first_seed: int = 1
+    """The first seed; the others follow it (>= 0)."""
+    jobs: int = os.cpu_count() or 1
+    """Runs at a time (>= 1); default one per core."""
+    output: str = "runs"
+    """Folder of the results."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+
+
+@dataclass
+class Job:
+    """One planned run and what is known of it."""
+
+    experiment: Experiment
+    seed: int
+    folder: Path
+    state: str = "waiting"
+    """waiting, running, done, failed or stopped."""
+    process: subprocess.Popen | None = None
+    started: float = 0.0
+    """When its process started, on the clock of time.time()."""
+    exit_code: int | None = None
+
+    def command(self) -> list[str]:
+        """The command line: resume what was begun, otherwise begin. The script checks that the settings still fit."""
+        e = self.experiment
+        where = "--resume" if (self.folder / "config.json").exists() else "--run-dir"
+        flags = {"env-id": e.env_id, "seed": self.seed, "total-timesteps": e.total_timesteps, **e.flags}
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value)) if word]
+        return [sys.executable, str(ROOT / "algorithms" / f"{e.algorithm}.py"), *words, where, str(self.folder)]
+
+    def is_done(self) -> bool:
+        """Whether status.json says that the run reached the planned steps."""
+        status = read_json(self.folder / "status.json")
+        return status.get("state") == "done" and status.get("total_timesteps") == self.experiment.total_timesteps
+
+    def start(self) -> None:
+        """Start the process, in a session of its own so that Ctrl-C reaches it only through `stop`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state, self.started = "running", time.time()
+        command = self.command()
+        self.write_status(command)
+        with open(self.folder / "output.log", "a") as out, open(self.folder / "stderr.log", "w") as err:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+
+    def poll(self) -> bool:
+        """True once the process has ended; then the outcome is in status.json."""
+        self.exit_code = self.process.poll()
+        if self.exit_code is None:
+            return False
+        stopped = self.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        self.state = "done" if self.exit_code == 0 else "stopped" if stopped else "failed"
+        self.write_status(self.process.args)
+        return True
+
+    def write_status(self, command: list[str]) -> None:
+        """status.json, whole or not at all."""
+        session = (read_json(self.folder / "config.json").get("history") or [{}])[-1]
+        earlier = (
+            read_json(self.folder / "status.json").get("seconds", 0.0) if self.state == "running" else self.earlier
+        )
+        self.earlier = earlier
+        log = self.folder / "stderr.log"
+        status = {
+            "state": self.state,
+            "exit_code": self.exit_code,
+            "stderr_tail": log.read_text(errors="replace")[-2000:] if self.state != "running" and log.exists() else "",
+            "total_timesteps": self.experiment.total_timesteps,
+            "command": command,
+            "reason": self.experiment.reason,
+            "seconds": round(earlier + (time.time() - self.started if self.state != "running" else 0.0), 1),
+            "versions": session.get("versions", {"python": platform.python_version()}),
+            "script_sha256": session.get("script_sha256"),
+            "hardware": hardware(),
+        }
+        path = self.folder / "status.json"
+        temporary = path.with_name("status.json.tmp")
+        temporary.write_text(json.dumps(status, indent=2) + "\n")
+        os.replace(temporary, path)
+
+    def progress(self) -> tuple[int, str]:
+        """Steps so far and the mean return of the last evaluation, from the run's own files."""
+        rows = last_rows(self.folder / "metrics.csv", 1)
+        step = int(rows[0][0]) if rows and rows[0][0].isdigit() else 0
+        evaluations = [row for row in last_rows(self.folder / "eval.csv", 10) if row[0].isdigit()]
+        same = [float(row[2]) for row in evaluations if row[0] == evaluations[-1][0]]
+        return step, f"{sum(same) / len(same):.1f}" if same else "-"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's content, {} if there is none or it is damaged (it is only a record: the run folder decides)."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def last_rows(path: Path, n: int) -> list[list[str]]:
+    """The last n complete rows of a csv file that may be growing; [] if there is none."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")[:-1]
+    return list(csv.reader(lines[-n:]))
+
+
+def hardware() -> str:
+    """Processor and number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (FileNotFoundError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    return f"{processor}, {os.cpu_count()} cores"
+
+
+def plan(args: Args) -> list[Job]:
+    """All runs of the suite, seed by seed, so that a plan cut short has whole seeds. Exits with 2 on bad input."""
+    if args.suite not in SUITES:
+        fail(f"--suite {args.suite} does not exist: choose one of {', '.join(SUITES)}")
+    known = {e.algorithm for e in SUITES[args.suite]}
+    for name in args.algorithms:
+        if name not in known:
+            fail(f"--algorithms {name} is not in suite {args.suite}: choose from {', '.join(sorted(known))}")
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            fail(f"--{name} {getattr(args, name)} is out of range: use at least 1")
+    if args.first_seed < 0:
+        fail(f"--first-seed {args.first_seed} is out of range: use at least 0")
+    experiments = [e for e in SUITES[args.suite] if not args.algorithms or e.algorithm in args.algorithms]
+    folder = Path(args.output) / args.suite
+    return [
+        Job(e, seed, folder / e.algorithm / e.env_id / str(seed))
+        for seed in range(args.first_seed, args.first_seed + args.seeds)
+        for e in experiments
+    ]
+
+
+def fail(message: str) -> None:
+    """One line on stderr, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def table(jobs: list[Job], title: str) -> Table:
+    """The plan with the state of every run."""
+    t = Table(title=title, title_justify="left")
+    for column in ("algorithm", "task", "seed", "state", "step", "steps/s", "evaluation"):
+        t.add_column(column, justify="right" if column in ("seed", "step", "steps/s", "evaluation") else "left")
+    for job in jobs:
+        step, evaluation = job.progress()
+        speed = last_rows(job.folder / "metrics.csv", 1)
+        state = job.state if job.state != "failed" else f"failed (exit {job.exit_code}), see {job.folder}/stderr.log"
+        t.add_row(
+            job.experiment.algorithm, job.experiment.env_id, str(job.seed), f"[{COLOURS[job.state]}]{state}",
+            f"{step:,} / {job.experiment.total_timesteps:,}",
+            speed[0][2] if job.state == "running" and speed and step else "", evaluation,
+        )  # fmt: skip
+    return t
+
+
+def lock(folder: Path) -> int | None:
+    """Claim the suite's folder for this process until it ends. Exits with 2 if another harness has it."""
+    if not fcntl:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"{folder} is in use by another benchmark: wait for it, or choose another --output")
+    return descriptor
+
+
+def execute(jobs: list[Job], parallel: int, console: Console) -> bool:
+    """Run all jobs, `parallel` at a time; returns whether it was interrupted (SIGINT or SIGTERM)."""
+    interrupted = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    waiting, running = [job for job in jobs if job.state == "waiting"], []
+    title = f"{len(jobs)} runs, {parallel} at a time"
+    with Live(table(jobs, title), console=console, refresh_per_second=2, transient=False) as live:
+        while (waiting or running) and not (interrupted and not running):
+            while waiting and len(running) < parallel and not interrupted:
+                job = waiting.pop(0)
+                job.start()
+                running.append(job)
+                announce(console, job)
+            if interrupted:
+                for job in running:
+                    if job.process.poll() is None:
+                        job.process.send_signal(signal.SIGTERM)
+                waiting.clear()
+                for job in running:
+                    job.process.wait()
+            for job in [job for job in running if job.poll()]:
+                running.remove(job)
+                announce(console, job)
+            live.update(table(jobs, title))
+            time.sleep(0.5)
+    return interrupted
+
+
+def announce(console: Console, job: Job) -> None:
+    """Where there is no terminal for the live table: a line when a run starts and ends."""
+    if not console.is_terminal:
+        e, seconds = job.experiment, time.time() - job.started
+        console.print(f"{e.algorithm} {e.env_id} seed {job.seed}: {job.state} ({seconds:.0f} s)")
+
+
+def main(args: Args) -> int:
+    """Plan, run, summarise; returns the exit code."""
+    jobs, console = plan(args), Console()
+    for job in jobs:
+        job.state = "done" if job.is_done() else "waiting"
+    if args.dry_run:
+        for job in jobs:
+            print(f"{'skip (done)' if job.state == 'done' else ' '.join(job.command())}  # {job.folder}")
+        return 0
+    suite_folder = Path(args.output) / args.suite
+    suite_folder.mkdir(parents=True, exist_ok=True)
+    claim = lock(suite_folder)
+    interrupted = execute(jobs, args.jobs, console)
+    if claim is not None:
+        os.close(claim)
+    for job in jobs:
+        if job.state == "failed":
+            e = job.experiment
+            tail = read_json(job.folder / "status.json")["stderr_tail"].strip().splitlines()[-3:]
+            console.print(f"[bold red]failed[/]: {e.algorithm} {e.env_id} seed {job.seed}, exit {job.exit_code}")
+            console.print("\n".join(tail), markup=False, style="red")
+    if interrupted:
+        console.print("stopped: every run has a checkpoint; the same command continues")
+        return 130
+    return 1 if any(job.state == "failed" for job in jobs) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__)))
