@@ -53,3 +53,18 @@ gym.register("Chain-v0", EndlessChain, max_episode_steps=5)
 gym.register("DiscreteChain-v0", EndlessChain, max_episode_steps=5, kwargs={"discrete": True})
 gym.register("Match-v0", Match)
 gym.register("DiscreteMatch-v0", Match, kwargs={"discrete": True})
+
+
+class Crash(EndlessChain):
+    """Raises an exception after a few hundred steps, as a broken simulator would."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 300:
+            raise RuntimeError("the simulator broke")
+        return super().step(action)
+
+
+gym.register("Crash-v0", Crash, max_episode_steps=5)
