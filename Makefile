@@ -17,7 +17,8 @@ $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.10: name a newer one, make PYTHON=python3.12 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'  # older ones take minutes to choose versions
+	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
 setup: $(VENV)/installed  ## Create .venv and install the pinned requirements

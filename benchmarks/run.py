@@ -79,7 +79,7 @@ class Job:
         where = "--resume" if (self.folder / "config.json").exists() else "--run-dir"
         flags = {"env-id": e.env_id, "seed": self.seed, "total-timesteps": e.total_timesteps, **e.flags}
         words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value)) if word]
-        return [sys.executable, str(ROOT / "algorithms" / f"{e.algorithm}.py"), *words, where, str(self.folder)]
+        return ["python", os.path.relpath(ROOT / "algorithms" / f"{e.algorithm}.py"), *words, where, str(self.folder)]
 
     def is_done(self) -> bool:
         """Whether status.json says that the run reached the planned steps."""
@@ -94,9 +94,13 @@ class Job:
         self.write_status(command)
         with open(self.folder / "output.log", "a") as out, open(self.folder / "stderr.log", "w") as err:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                [sys.executable, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            )
 
     def poll(self) -> bool:
         """True once the process has ended; then the outcome is in status.json."""
@@ -105,7 +109,7 @@ class Job:
             return False
         stopped = self.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
         self.state = "done" if self.exit_code == 0 else "stopped" if stopped else "failed"
-        self.write_status(self.process.args)
+        self.write_status(["python", *self.process.args[1:]])
         return True
 
     def write_status(self, command: list[str]) -> None:

@@ -246,5 +246,6 @@ def test_learns_asymmetric_actions_in_seconds(tmp_path):
 
 
 def test_learns_the_inverted_pendulum(tmp_path):
-    folder = td3.train(settings(tmp_path / "run", "InvertedPendulum-v5", 6000, learning_starts=1000, batch_size=256))
+    quick = {"batch_size": 64, "tau": 0.01, "exploration_noise": 0.3, "policy_noise": 0.1, "learning_starts": 2000}
+    folder = td3.train(settings(tmp_path / "run", "InvertedPendulum-v5", 20_000, **quick, buffer_size=20_000))
     assert final_return(folder) >= 900
