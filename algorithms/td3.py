@@ -186,10 +186,10 @@ class TD3(nn.Module):
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
         self.updates = 0
         self.to(args.run.device)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), args.learning_rate, fused=True)
-        self.critic_gradient = gradient_function(self.critic_loss, self.critics.parameters(), args.run)
-        self.actor_gradient = gradient_function(self.actor_loss, self.actor.parameters(), args.run)
+        self.actor_optimizer = torch.optim.Adam([flat(self.actor)], args.learning_rate, fused=True)
+        self.critic_optimizer = torch.optim.Adam([flat(self.critics)], args.learning_rate, fused=True)
+        self.critic_gradient = gradient_function(self.critic_loss, self.critics, args.run)
+        self.actor_gradient = gradient_function(self.actor_loss, self.actor, args.run)
 
     @torch.no_grad()
     def act(self, s: Tensor) -> Tensor:
@@ -229,13 +229,13 @@ class TD3(nn.Module):
 
     def update(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor) -> dict[str, Tensor]:
         """One critic step on a batch and, on every `policy_delay`-th call, one actor and target step."""
-        gradients, info, norm = self.critic_gradient(s, a, r, s2, terminal, torch.randn_like(a))
-        apply_gradients(self.critic_optimizer, gradients)
+        gradient, info, norm = self.critic_gradient(s, a, r, s2, terminal, torch.randn_like(a))
+        descend(self.critic_optimizer, gradient)
         info["critic_grad_norm"] = norm
         self.updates += 1
         if self.updates % self.policy_delay == 0:
-            gradients, actor_info, norm = self.actor_gradient(s)
-            apply_gradients(self.actor_optimizer, gradients)
+            gradient, actor_info, norm = self.actor_gradient(s)
+            descend(self.actor_optimizer, gradient)
             info |= actor_info | {"actor_grad_norm": norm}
             soft_update(self.actor_target, self.actor, self.tau)  # theta' <- (1 - tau) theta' + tau theta   [TD3.5]
             soft_update(self.critics_target, self.critics, self.tau)
@@ -339,32 +339,38 @@ class UserError(Exception):
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-def gradient_function(loss: Callable, parameters: Iterable[nn.Parameter], run: RunArgs, max_norm: float | None = None):
-    """Return f(*batch) -> (gradients, info, norm) of a loss(*batch) -> (scalar, info), compiled if the run says so.
+def flat(module: nn.Module) -> nn.Parameter:
+    """All parameters of a module as one vector theta, of which they become views: what moves theta moves the module.
 
-    Only `parameters` get gradients: what the loss merely passes through (a critic, to the actor) is left alone.
-    norm is the Euclidean norm of all gradients before they are scaled down to `max_norm`.
+    An optimiser makes one step on one vector several times faster than on many small tensors. Moving the module to
+    another device or type afterwards would break the tie.
     """
-    parameters = list(parameters)
+    theta = nn.utils.parameters_to_vector(module.parameters()).detach()
+    nn.utils.vector_to_parameters(theta, module.parameters())
+    return nn.Parameter(theta)
 
-    def gradients(*batch: Tensor):
+
+def gradient_function(loss: Callable, module: nn.Module, run: RunArgs, max_norm: float = float("inf")) -> Callable:
+    """Return f(*batch) -> (gradient, info, norm) of a loss(*batch) -> (scalar, info), compiled if the run says so.
+
+    The gradient is that with respect to all parameters of `module`, as one vector; what the loss merely passes through
+    (a critic, on the way to the actor) gets none. norm is its Euclidean norm before it is scaled down to `max_norm`.
+    """
+
+    def gradient_of(*batch: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         value, info = loss(*batch)
-        grads = torch.autograd.grad(value, parameters)
-        norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
-        if max_norm is not None:
-            scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-            grads = [g * scale for g in grads]
-        return grads, {name: x.detach() for name, x in info.items()}, norm
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(module.parameters()))])
+        norm = gradient.norm()
+        gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        return gradient, {name: x.detach() for name, x in info.items()}, norm
 
     # One graph of forward and backward; a shape is compiled for itself, so that results never depend on earlier shapes.
-    return torch.compile(gradients, fullgraph=True, dynamic=False) if run.compile else gradients
+    return torch.compile(gradient_of, fullgraph=True, dynamic=False) if run.compile else gradient_of
 
 
-def apply_gradients(optimizer: torch.optim.Optimizer, gradients: Iterable[Tensor]) -> None:
-    """One optimiser step along the given gradients, in the order of the optimiser's parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+def descend(optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
+    """One step of an optimiser of a single vector along the given gradient."""
+    optimizer.param_groups[0]["params"][0].grad = gradient
     optimizer.step()
 
 
@@ -665,8 +671,8 @@ def film(env_id: str, folder: Path, name: str) -> gym.Env | None:
                 return None
         env = make_env(env_id, render_mode="rgb_array")
         return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
-    except (gym.error.DependencyNotInstalled, UserError) as error:
-        print(f"no video: {error}")
+    except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
+        print(f"no video: {' '.join(str(error).split())}")
         return None
 
 
@@ -733,11 +739,11 @@ class Run:
         session = {
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "from_step": steps,
-            "command": [sys.executable, *sys.argv],
+            "command": ["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]],
             "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
             "git_commit": None if git.returncode else git.stdout.strip(),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "device": self.args.run.device,
         }
         if history and history[0]["script_sha256"] != session["script_sha256"]:
@@ -1010,8 +1016,11 @@ def command_line(args_class: type, defaults: Any = None) -> Any:
     except SystemExit as exit:
         if not exit.code:
             raise
-        lines = re.findall(r"│ +(.*?) *│", errors.getvalue()) or [errors.getvalue().strip()]
-        message = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))])
+        # the text between the title's rule and the next one; the box is of ASCII where the terminal is not UTF-8
+        box = re.search(
+            r"^(?:╭| ---)[^\n]*\n(.*?)\n(?:╰|[ │]+(?:───|---)|\s*\Z)", errors.getvalue(), re.DOTALL | re.MULTILINE
+        )
+        message = " ".join((box[1] if box else errors.getvalue()).replace("│", " ").split())
         raise UserError(f"{message.rstrip('.')}: see --help") from exit
 
 

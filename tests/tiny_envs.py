@@ -38,7 +38,7 @@ class Match(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.goal = self.np_random.uniform(-0.8, 0.8, 2).astype(np.float32)
-        return self.goal, {}
+        return self.goal.copy(), {}
 
     def step(self, action):
         if self.discrete:
@@ -46,7 +46,7 @@ class Match(gym.Env):
         else:
             wanted = self.goal * np.float32([1, 2]) + np.float32([0, 2])
             reward = -float(np.abs((action - wanted) / np.float32([1, 2])).sum())
-        return self.goal, reward, True, False, {}
+        return self.goal.copy(), reward, True, False, {}
 
 
 gym.register("Chain-v0", EndlessChain, max_episode_steps=5)
