@@ -361,7 +361,8 @@ def gradient_function(loss: Callable, module: nn.Module, run: RunArgs, max_norm:
         value, info = loss(*batch)
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(module.parameters()))])
         norm = gradient.norm()
-        gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        if max_norm < float("inf"):
+            gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return gradient, {name: x.detach() for name, x in info.items()}, norm
 
     # One graph of forward and backward; a shape is compiled for itself, so that results never depend on earlier shapes.
@@ -384,6 +385,7 @@ class Replay:
     """Ring buffer of transitions on the training device: s, s2 [obs], a [act], r and terminal (scalars), all float32.
 
     `terminal` is true termination only, so that a truncated episode is bootstrapped from its real last state s2.
+    Raises UserError if the capacity exceeds the memory.
     """
 
     fields = ("s", "a", "r", "s2", "terminal")
@@ -392,7 +394,10 @@ class Replay:
         self.capacity, self.device = capacity, device
         self.position = self.size = 0
         shapes = {"s": (obs_dim,), "a": (act_dim,), "r": (), "s2": (obs_dim,), "terminal": ()}
-        self.data = {name: torch.empty(capacity, *shapes[name], device=device) for name in self.fields}
+        try:
+            self.data = {name: torch.empty(capacity, *shapes[name], device=device) for name in self.fields}
+        except RuntimeError as error:
+            raise UserError(f"--buffer-size {capacity} exceeds the memory of {device}: lower it") from error
 
     def add(self, *transition: Any) -> None:
         """Store one transition per environment: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
@@ -657,8 +662,9 @@ def evaluate(agent: nn.Module, envs: list[gym.Env], episode_seeds: list[int], de
     return [episodes[k] for k in sorted(episodes)]
 
 
-def film(env_id: str, folder: Path, name: str) -> gym.Env | None:
+def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
     """An environment that films its episodes into folder; None, with one line of why, where that is impossible."""
+    name = f"step-{step}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
             test = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
@@ -670,7 +676,9 @@ def film(env_id: str, folder: Path, name: str) -> gym.Env | None:
                 print("no video: no working OpenGL library; `apt install libosmesa6` (or libegl1), then --evaluate")
                 return None
         env = make_env(env_id, render_mode="rgb_array")
-        return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the folder exists: the name tells the films apart
+            return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
     except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
         print(f"no video: {' '.join(str(error).split())}")
         return None
@@ -889,7 +897,7 @@ class Run:
         """Close the run; returns its folder."""
         self.bar.close()
         self.tensorboard.close()
-        if self.args.run.capture_video and (env := film(self.args.env_id, self.folder / "videos", self.algorithm)):
+        if self.args.run.capture_video and (env := film(self.args.env_id, self.folder / "videos", self.envs.steps)):
             evaluate(self.agent, [env], seeds(self.args.seed, 1, 1), self.args.run.device)
             env.close()
         if self.wandb:
@@ -1043,10 +1051,11 @@ def parse(args_class: type) -> Any:
         saved = args_class(**{**config["args"], "run": RunArgs(**config["args"]["run"])})
     except TypeError as error:
         raise UserError(f"{folder}/config.json does not fit this script ({error}): use the one of then") from error
-    saved.run.capture_video &= not args.run.evaluate  # an evaluation films only if this command line says so
+    if args.run.evaluate:  # may happen on another machine, and films only if this command line says so
+        saved.run.device, saved.run.capture_video = "auto", False
     args = command_line(args_class, saved)
     before, after = (asdict(a)["run"] | asdict(a) | {"run": None} for a in (saved, args))
-    free = {"device", "threads", "compile", "eval_episodes", "seed", "capture_video", "evaluate"}
+    free = {"device", "threads", "eval_episodes", "seed", "capture_video", "evaluate"}
     if args.run.resume:
         free = {"device", "threads", "compile", "checkpoint_every", "log_every", "capture_video", "resume",
                 "total_timesteps", "track", "wandb_project_name", "wandb_entity"}  # fmt: skip
@@ -1065,14 +1074,15 @@ def evaluate_saved(args: Any, agent_class: type[nn.Module]) -> None:
     run.compile = False
     prepare(args)
     checkpoint = load_checkpoint(folder)
-    env = (run.capture_video and film(args.env_id, folder / "videos", agent_class.__name__.lower())) or None
+    steps = checkpoint["envs"]["steps"]
+    env = film(args.env_id, folder / "videos", steps) if run.capture_video else None
     envs = [env] if env else [make_env(args.env_id) for _ in range(min(run.eval_episodes, 10))]
     agent = agent_class(envs[0].observation_space, envs[0].action_space, args)
     agent.load_state_dict(checkpoint["agent"])
     episodes = evaluate(agent, envs, seeds(args.seed, 1, run.eval_episodes), run.device)
     returns = np.array([episode.ret for episode in episodes])
     print(
-        f"{args.env_id}, step {checkpoint['envs']['steps']}, {len(returns)} episodes: return "
+        f"{args.env_id}, step {steps}, {len(returns)} episodes: return "
         f"mean {returns.mean():.2f}, std {returns.std():.2f}, min {returns.min():.2f}, max {returns.max():.2f}"
     )
     if episodes[0].success is not None:

@@ -1,0 +1,159 @@
+"""What the contract tests share: the algorithm files as modules, cheap settings for each, two ways to run them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALGORITHMS = ["td3", "ppo"]
+AGENTS = {"td3": "TD3", "ppo": "PPO"}
+CONTINUOUS_ONLY = ["td3"]  # algorithms that refuse discrete actions
+HAS_REPLAY = ["td3"]  # algorithms with --buffer-size, --batch-size and --learning-starts
+MUJOCO_TASKS = [
+    "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5", "InvertedDoublePendulum-v5",
+    "InvertedPendulum-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5", "Walker2d-v5",
+]  # fmt: skip
+CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps hold many gradient steps
+    "td3": {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000},
+    "ppo": {"num_steps": 32, "num_minibatches": 4, "update_epochs": 2},
+}
+CHEAP_RUN = {"compile": False, "eval_episodes": 2, "eval_every": 128, "checkpoint_every": 128, "log_every": 64}
+
+
+def load(algorithm: str) -> ModuleType:
+    """The algorithm's file as a module of that name."""
+    if algorithm not in sys.modules:
+        spec = importlib.util.spec_from_file_location(algorithm, ROOT / "algorithms" / f"{algorithm}.py")
+        sys.modules[algorithm] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[algorithm])
+    return sys.modules[algorithm]
+
+
+def settings(algorithm: str, **changes: Any) -> Any:
+    """Args of a cheap run; names of RunArgs go there, all others to Args."""
+    module = load(algorithm)
+    names = module.RunArgs.__dataclass_fields__
+    run = CHEAP_RUN | {name: value for name, value in changes.items() if name in names}
+    own = {"env_id": "Reacher-v5", "total_timesteps": 256, "num_envs": 1} | CHEAP[algorithm]
+    own |= {name: value for name, value in changes.items() if name not in names}
+    return module.Args(**own, run=module.RunArgs(**run))
+
+
+def flags(algorithm: str, **changes: Any) -> list[str]:
+    """The same as settings(), as command-line flags."""
+    args = settings(algorithm, **changes)
+    values = vars(args) | vars(args.run)
+    names = {*CHEAP[algorithm], *CHEAP_RUN, "env_id", "total_timesteps", "num_envs", *changes}
+    words = []
+    for name in sorted(names - {"run"}):
+        flag, value = name.replace("_", "-"), values[name]
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return words
+
+
+def train(algorithm: str, **changes: Any) -> Path:
+    """Train in this process with cheap settings; returns the run folder."""
+    return run_here(algorithm, settings(algorithm, **changes))
+
+
+def resume(algorithm: str, folder: Path, **changes: Any) -> Path:
+    """Continue a run folder in this process, with the settings in it, as --resume does."""
+    saved = json.loads((folder / "config.json").read_text())["args"]
+    run = saved.pop("run")
+    return train(algorithm, **(saved | run | {"resume": str(folder)} | changes))
+
+
+def run_here(algorithm: str, args: Any) -> Path:
+    """train(args), with this process's signal handlers restored afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return load(algorithm).train(args)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def start_script(algorithm: str, *words: str, cwd: Path, script: Path | None = None, **environ: str):
+    """Start `python algorithm.py words...` in the folder cwd; the tests' own environments can be imported."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, str(script or ROOT / "algorithms" / f"{algorithm}.py"), *map(str, words)],
+        cwd=cwd, env=os.environ | {"PYTHONPATH": path} | environ, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run_script(algorithm: str, *words: str, cwd: Path, script: Path | None = None, **environ: str):
+    """Run it to its end; returns a CompletedProcess with returncode, stdout and stderr."""
+    process = start_script(algorithm, *words, cwd=cwd, script=script, **environ)
+    out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """A csv file as dictionaries."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logs(folder: Path) -> dict[str, bytes]:
+    """The files that resuming must not change, byte for byte."""
+    return {name: (folder / name).read_bytes() for name in ("eval.csv", "train.csv")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, byte for byte."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def snapshot_during(monkeypatch: pytest.MonkeyPatch, algorithm: str, folder: Path, at: dict[int, Path]) -> None:
+    """Copy `folder` as it is on the disk just before steps `at` (counted over all environments), as a SIGKILL then
+    would leave it: what the process still holds in memory, unwritten log rows included, is not in the copy."""
+    module = load(algorithm)
+    step = module.VectorEnvs.step
+
+    def step_with_snapshot(envs, actions):
+        for wanted in [w for w in at if envs.steps >= w]:
+            shutil.copytree(folder, at.pop(wanted))
+        return step(envs, actions)
+
+    monkeypatch.setattr(module.VectorEnvs, "step", step_with_snapshot)
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request: pytest.FixtureRequest) -> str:
+    """Name of an algorithm; the test runs once for each."""
+    return request.param
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """command_line(algorithm, *words) -> (exit code, stdout, stderr) of the script's main, in this process."""
+
+    def call(algorithm: str, *words: Any) -> tuple[int, str, str]:
+        module = load(algorithm)
+        monkeypatch.setattr(sys, "argv", [f"{algorithm}.py", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            module.main(module.Args, getattr(module, AGENTS[algorithm]), lambda args: run_here(algorithm, args))
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
