@@ -452,8 +452,6 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     try:
         if module:
             importlib.import_module(module)
-        if "Fetch" in name or "Hand" in name:
-            importlib.import_module("gymnasium_robotics")  # registers its environments
         return gym.make(name, **kwargs)
     except gym.error.Error as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -471,7 +469,8 @@ class VectorEnvs:
     """`num_envs` copies of an environment stepped together, each with its own seed; counts steps over all of them.
 
     obs [n, obs] (float32) is where each environment is now, steps the number of steps so far over all of them, and
-    finished the episodes (steps, return, length) that ended since the list was last emptied.
+    finished the episodes (steps, return, length) that ended since the list was last emptied. Raises UserError if there
+    is no such environment or its observations are not flat vectors.
     """
 
     def __init__(self, env_id: str, num_envs: int, seed: int):
@@ -479,6 +478,7 @@ class VectorEnvs:
         self.vector = gym.vector.SyncVectorEnv(make, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
+        flat_size(self.observation_space)
         self.seed, self.steps = seed, 0
         self.finished: list[tuple[int, float, int]] = []
         self.restart(seeds(seed, 0, num_envs))
@@ -487,12 +487,8 @@ class VectorEnvs:
         """Start a new episode in every environment."""
         for env, env_seed in zip(self.vector.envs, env_seeds, strict=True):
             env.action_space.seed(env_seed)
-        self.obs = self.float32(self.vector.reset(seed=env_seeds)[0])
+        self.obs = np.array(self.vector.reset(seed=env_seeds)[0], dtype=np.float32)
         self.returns, self.lengths = np.zeros(len(env_seeds)), np.zeros(len(env_seeds), dtype=np.int64)
-
-    def float32(self, obs: Any) -> np.ndarray:
-        """A float32 copy of a batch of observations (of anything but arrays nothing: flat_size rejects them later)."""
-        return np.array(obs, dtype=np.float32) if isinstance(obs, np.ndarray) else np.zeros((len(self.vector.envs), 0))
 
     def step(self, actions: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Step every environment and start a new episode where one ended (Gymnasium's SAME_STEP autoreset).
@@ -505,7 +501,7 @@ class VectorEnvs:
         if not np.isfinite(a).all():
             sys.exit("error: the policy gave an action of NaN or inf: the run stops; its last checkpoint is kept")
         obs, r, terminal, truncated, info = self.vector.step(a)
-        self.obs = self.float32(obs)
+        self.obs = np.array(obs, dtype=np.float32)
         s2, done = self.obs, terminal | truncated
         self.steps += len(r)
         self.returns += r
@@ -579,7 +575,7 @@ def environment_state(env: gym.Env) -> list[dict[str, Any]]:
     """Everything that decides an environment's future: for each wrapper, and the environment inside, its attributes.
 
     Of a simulator (MjData) every array is kept, not only mj_getState's: Ant and Humanoid also read body positions left
-    by the last step. Raises UnsavableState if an attribute is not plain data (UserError never).
+    by the last step. Raises UnsavableState if an attribute is not plain data.
     """
     layers = []
     for layer in wrappers(env):
@@ -743,13 +739,12 @@ class Run:
         if checkpoint and steps >= self.args.total_timesteps:
             raise UserError(f"{self.folder} is complete at step {steps}: raise --total-timesteps to train on")
         script = Path(sys.modules[type(self.agent).__module__].__file__)
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=script.parent, capture_output=True, text=True)
         session = {
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "from_step": steps,
-            "command": ["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]],
+            "command": ["python", *sys.argv],
             "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
-            "git_commit": None if git.returncode else git.stdout.strip(),
+            "git_commit": git_commit(script.parent),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "platform": f"{platform.system()} {platform.machine()}",
             "device": self.args.run.device,
@@ -784,13 +779,12 @@ class Run:
             if self.logs[name].tell() == 0:
                 csv.writer(self.logs[name]).writerow(columns)
         self.stop = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.request_stop)
+        self.handlers = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self.bar = tqdm(
             total=args.total_timesteps, initial=self.envs.steps, desc=f"{self.algorithm} {args.env_id}", unit=" steps",
             disable=not sys.stderr.isatty(), dynamic_ncols=True,
         )  # fmt: skip
-        self.reported = self.logged = self.envs.steps
+        self.begun = self.reported = self.logged = self.envs.steps
         self.started = self.logged_at = time.perf_counter()
         self.last_return = self.last_evaluation = float("nan")
 
@@ -819,6 +813,7 @@ class Run:
         self.bar.update(steps - self.reported)
         if due(run.log_every):
             self.log(info)
+            self.bar.set_postfix_str(self.status(), refresh=False)
         if due(run.eval_every):
             self.evaluate()
         if due(run.checkpoint_every) or self.stop:
@@ -862,11 +857,15 @@ class Run:
         self.tensorboard.add_scalar("eval/return", self.last_evaluation, steps)
         if self.wandb:
             self.wandb.log({"eval/return": self.last_evaluation}, step=steps)
-        status = f"last return {self.last_return:.1f}, evaluation {self.last_evaluation:.1f}"
-        self.bar.set_postfix_str(status)
-        if self.bar.disable:
+        if self.bar.disable:  # no terminal: a line now and then
+            rate = (steps - self.begun) / (time.perf_counter() - self.started)
+            left = tqdm.format_interval((self.args.total_timesteps - steps) / rate) if rate else "?"
             where = f"{self.algorithm} {self.args.env_id}: step {steps}/{self.args.total_timesteps}"
-            print(f"{where}, {status}", flush=True)
+            print(f"{where}, {rate:.0f} steps/s, {left} left, {self.status()}", flush=True)
+
+    def status(self) -> str:
+        """The last returns, for the progress line."""
+        return f"last return {self.last_return:.1f}, evaluation {self.last_evaluation:.1f}"
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all. Ends the run instead if a parameter is not finite."""
@@ -905,6 +904,8 @@ class Run:
         for file in self.logs.values():
             file.close()
         os.close(self.lock)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         print(f"done: evaluation {self.last_evaluation:.1f} at step {self.envs.steps}; everything is in {self.folder}")
         return self.folder
 
@@ -917,6 +918,14 @@ def version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit that the folder's repository is at, None outside a repository or without git."""
+    if not shutil.which("git"):
+        return None
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
+    return None if git.returncode else git.stdout.strip()
 
 
 def write_atomically(path: Path, write: Callable) -> None:
@@ -937,9 +946,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a run folder. Raises UserError if there is none or it is not one of ours."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        return config if {"algorithm", "args", "history"} <= config.keys() else {}[folder]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a run folder (no readable config.json): name the folder of a run") from error
+    if not isinstance(config, dict) or not {"algorithm", "args", "history"} <= config.keys():
+        raise UserError(f"{folder}/config.json is not that of a run: name the folder of a run")
+    return config
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
