@@ -411,7 +411,7 @@ class Replay:
     def sample(self, n: int) -> list[Tensor]:
         """n transitions drawn uniformly with replacement: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
         rows = torch.randint(self.size, (n,), device=self.device)
-        return [self.data[name][rows] for name in self.fields]
+        return [self.data[name].index_select(0, rows) for name in self.fields]
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part; on a CPU without copying it."""

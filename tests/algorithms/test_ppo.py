@@ -291,7 +291,7 @@ def test_target_kl_stops_before_the_step_and_counts_only_steps_made():
 
 
 def test_learning_rate_falls_linearly_to_zero():
-    a = agent(learning_rate=1e-3)
+    a = agent(learning_rate=1e-3, update_epochs=1, num_minibatches=4)
     for progress, wanted in ((0.0, 1e-3), (0.75, 0.25e-3), (1.0, 0.0)):
         assert a.update(rollout(a), progress)["learning_rate"] == pytest.approx(wanted)
         assert a.optimizer.param_groups[0]["lr"] == pytest.approx(wanted)
@@ -346,7 +346,16 @@ def chain_value(tmp_path, monkeypatch, env_id: str, truncation_is_termination: b
     if truncation_is_termination:
         collect = ppo.collect
         monkeypatch.setattr(ppo, "collect", lambda *x: (data := collect(*x))._replace(terminal=data.done))
-    s = settings(tmp_path / "run", env_id, 4096, gamma=0.8, norm_reward=False, num_steps=32, learning_rate=3e-3)
+    s = settings(
+        tmp_path / "run",
+        env_id,
+        4096,
+        gamma=0.8,
+        norm_reward=False,
+        num_steps=32,
+        num_minibatches=4,
+        learning_rate=3e-3,
+    )
     folder = ppo.train(s)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["agent"]
     envs = ppo.VectorEnvs(env_id, 1, 0)
@@ -366,7 +375,7 @@ def test_the_chain_test_notices_truncation_stored_as_termination(tmp_path, monke
 
 @pytest.mark.parametrize("env_id", ["tiny_envs:Match-v0", "tiny_envs:DiscreteMatch-v0"])
 def test_learns_a_tiny_environment_in_seconds(tmp_path, env_id):
-    folder = ppo.train(settings(tmp_path / "run", env_id, 12_288, num_steps=64, learning_rate=1e-3))
+    folder = ppo.train(settings(tmp_path / "run", env_id, 12_288, num_steps=64, num_minibatches=8, learning_rate=3e-3))
     assert final_return(folder) > -0.2  # continuous: the best constant action gets about -0.8, discrete: -0.5
 
 
