@@ -14,9 +14,9 @@ help:  ## This list
 
 # The stamp is newer than requirements.txt when all of them are installed.
 $(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "error: $(PYTHON) is older than Python 3.10: name a newer one, make PYTHON=python3.12 ..." >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+		{ echo "error: $(PYTHON) is not Python 3.10 to 3.13: name one that is, make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'  # older ones take minutes to choose versions
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@

@@ -9,21 +9,22 @@ Find the policy pi that maximises J = E[sum_t gamma^t r_t] from rollouts of the 
     L^VF    = mean (V(s_t) - V_t^targ)^2                                                      [PPO.3]
     maximise  L^CLIP - c1 L^VF + c2 S[pi]   over epochs of minibatches                        [PPO.4]  S = entropy
 
-Symbols: pi = actor, V = critic, eps = clip_coef, lambda = gae_lambda, c1 = vf_coef, c2 = ent_coef; terminal is true
-termination, done also truncation: a truncated episode is bootstrapped with the value of its real last state.
+Symbols: pi = actor, V = critic, eps = clip_coef, lambda = gae_lambda, c1 = vf_coef, c2 = ent_coef; the slides write
+r_t(theta) for ratio_t. terminal is true termination, done also truncation: a truncated episode is bootstrapped with the
+value of its real last state.
 
 Paper: Schulman, Wolski, Dhariwal, Radford, Klimov (2017), "Proximal Policy Optimization Algorithms"; advantages from
 Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized Advantage Estimation".
-Lecture: "Policy Gradient Methods", slides "Proximal Policy Optimization (PPO)", "Constrained Policy Gradient",
-"Automatic Policy Differentiation" and, for the policies, "Policy Gradient Methods".
+Lecture: "Policy Gradient Methods", slides "Proximal Policy Optimization (PPO)", for the ratio "Trust Region Policy
+Optimization (TRPO)", for the TD error "Actor-Critic Methods" (there of Q), for the policies "Policy Gradient Methods".
 
 Deviations from the paper, each with its reason:
-  * Rollouts from 8 environments of 256 steps, not one of 2048: the same data, several times faster.
-  * The policy's log-std starts at -0.5 and advantages are recomputed with the current critic before every epoch: with
-    both, HalfCheetah, Walker2d and Humanoid score well above the common settings.
-  * Observations are normalised and rewards divided by the running std of the discounted return: without, Humanoid and
-    the double pendulum hardly learn. The statistics are fixed during a rollout and its update, so that ratio_t starts
-    at exactly 1, and belong to the model, so that a saved policy is complete.
+  * Rollouts of 8 environments x 256 steps, not 1 x 2048: as many steps, collected with one network call for 8 of them.
+  * The policy's log-std starts at -0.5 and advantages are recomputed with the current critic before every epoch: in
+    trials at 1M steps each made HalfCheetah better (all of Hopper's, Ant's and Swimmer's troubles are not cured by it).
+  * Observations are normalised and rewards divided by the running std of the discounted return, as in most published
+    PPO results, so that one learning rate fits all tasks. The statistics are fixed during a rollout and its update, so
+    that ratio_t starts at exactly 1, and belong to the model, so that a saved policy is complete.
   * Orthogonal initialisation, Adam's epsilon 1e-5, learning rate decayed to 0, gradient norm clipped at 0.5, advantages
     normalised per minibatch: the details that the authors' own code adds to the paper.
   * If total_timesteps is not a multiple of a rollout, the last rollout is shorter; minibatches keep their size, and a
@@ -39,6 +40,7 @@ import contextlib
 import csv
 import datetime
 import errno
+import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -70,11 +72,6 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 # ======================================================================================================================
 # 1 Settings
 # ======================================================================================================================
@@ -95,7 +92,7 @@ class Args:
     learning_rate: Annotated[float, Range(0)] = 3e-4
     """Adam step size of actor and critic (>= 0)."""
     anneal_lr: bool = True
-    """Decay the learning rate linearly to 0 at total-timesteps."""
+    """Decay the learning rate linearly to 0 at total-timesteps (raised on resume, it starts from a higher rate)."""
     num_steps: Annotated[int, Range(1)] = 256
     """Steps per environment and rollout (>= 1); a rollout has num-envs times as many."""
     update_epochs: Annotated[int, Range(1)] = 10
@@ -113,7 +110,7 @@ class Args:
     ent_coef: Annotated[float, Range(0)] = 0.0
     """Weight c2 of the entropy bonus (>= 0)."""
     max_grad_norm: Annotated[float, Range(0)] = 0.5
-    """Gradients with a larger Euclidean norm are scaled down to it (>= 0)."""
+    """Gradients with a larger Euclidean norm are scaled down to it (>= 0; 1e9 switches it off)."""
     target_kl: Annotated[float | None, Range(0)] = None
     """End the update before the first minibatch whose KL divergence from the old policy exceeds this (>= 0)."""
     recompute_advantages: bool = True
@@ -157,7 +154,7 @@ class GaussianActor(nn.Module):
 
     def __init__(self, obs_dim: int, space: gym.spaces.Box, log_std: float):
         super().__init__()
-        low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+        low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in (space.low, space.high))
         bounded = low.isfinite() & high.isfinite()
         self.mu = mlp(obs_dim, len(low), gain=0.01)
         self.log_std = nn.Parameter(torch.full((len(low),), log_std))
@@ -214,9 +211,47 @@ class SoftmaxActor(nn.Module):
         return a + self.start
 
 
+class RunningMoments(nn.Module):
+    """Mean and variance of all rows seen so far, per column; buffers, so that a saved policy holds them."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.zeros(()))
+
+    def update(self, x: Tensor) -> None:
+        """Take in the rows of x [n, size] (Chan, Golub, LeVeque 1979: moments of two samples combined)."""
+        n, delta = len(x), x.mean(0) - self.mean
+        total = self.count + n
+        m2 = self.var * self.count + x.var(0, correction=0) * n + delta.square() * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(m2 / total)
+        self.count.copy_(total)
+
+    def std(self) -> Tensor:
+        """Standard deviation [size]."""
+        return (self.var + 1e-8).sqrt()
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """x [..., size] less the mean, over the standard deviation."""
+        return (x - self.mean) / self.std()
+
+
 # ======================================================================================================================
 # 3 Algorithm
 # ======================================================================================================================
+
+
+def gae(r: Tensor, v: Tensor, v2: Tensor, terminal: Tensor, done: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimates [t, n]; all tensors are [t, n]; v2 is the value of the state after the step."""
+    delta = r + gamma * (1 - terminal) * v2 - v  # delta_t = r_t + gamma (1 - terminal_t) V(s_{t+1}) - V(s_t)   [GAE.1]
+    decay = gamma * gae_lambda * (1 - done)
+    adv, a_next = [], torch.zeros_like(delta[0])
+    for delta_t, decay_t in zip(reversed(delta.unbind()), reversed(decay.unbind()), strict=True):
+        a_next = torch.addcmul(delta_t, decay_t, a_next)  # A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}   [GAE.2]
+        adv.append(a_next)
+    return torch.stack(adv[::-1])
 
 
 class PPO(nn.Module):
@@ -250,7 +285,7 @@ class PPO(nn.Module):
         self.critic = mlp(obs_dim, 1, gain=1.0)
         self.obs_stats = RunningMoments(obs_dim)
         self.return_stats = RunningMoments(1)
-        self.register_buffer("discounted_return", torch.zeros(args.num_envs))
+        self.discounted_return = torch.zeros(args.num_envs, device=args.run.device)
         self.minibatch_size = -(-args.num_envs * args.num_steps // args.num_minibatches)
         self.to(args.run.device)
         self.optimizer = torch.optim.Adam([flat(self)], args.learning_rate, eps=1e-5, fused=True)
@@ -296,7 +331,8 @@ class PPO(nn.Module):
         logp, entropy = self.actor.log_prob(s, a)
         log_ratio = logp - logp_old
         ratio = log_ratio.exp()  # ratio_t = pi(a_t | s_t) / pi_old(a_t | s_t)   [PPO.1]
-        l_clip = torch.min(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv).mean()  # L^CLIP   [PPO.2]
+        clipped = ratio.clamp(1 - clip, 1 + clip)
+        l_clip = torch.min(ratio * adv, clipped * adv).mean()  # L^CLIP = mean min(ratio A, clip(ratio) A)   [PPO.2]
         l_vf = (self.critic(s).squeeze(-1) - v_target).square().mean()  # L^VF = mean (V(s_t) - V_t^targ)^2   [PPO.3]
         s_pi = entropy.mean()
         loss = -(l_clip - self.args.vf_coef * l_vf + self.args.ent_coef * s_pi)  # L^CLIP - c1 L^VF + c2 S[pi]   [PPO.4]
@@ -319,7 +355,7 @@ class PPO(nn.Module):
             if epoch == 0 or args.recompute_advantages:
                 adv, v_target = self.advantages(s, r, s2, rollout.terminal, rollout.done)
             if epoch == 0:
-                explained = 1 - adv.var() / (v_target.var() + 1e-8)
+                explained = 1 - adv.var(correction=0) / (v_target.var(correction=0) + 1e-8)
             order = torch.randperm(adv.numel(), device=adv.device)
             batch = s.flatten(0, 1), rollout.a.flatten(0, 1), logp_old.flatten(), adv.flatten(), v_target.flatten()
             for minibatch in zip(*(x[order].split(self.minibatch_size) for x in batch), strict=True):
@@ -331,22 +367,47 @@ class PPO(nn.Module):
                 infos.append(info | {"grad_norm": norm})
             if stop:
                 break
-        self.obs_stats.update(rollout.s.flatten(0, 1))  # after the update: the ratios above all used the old statistics
+        if args.norm_obs:  # after the update: the ratios above all used the old statistics
+            self.obs_stats.update(rollout.s.flatten(0, 1))
         means = {name: torch.stack([info[name] for info in infos]).mean() for name in (infos or [{}])[0]}
         return means | {"explained_variance": explained, "gradient_steps": len(infos), "learning_rate": lr}
 
     def get_extra_state(self) -> dict[str, Any]:
         """What state_dict() holds beside parameters and buffers."""
-        return {"optimizer": self.optimizer.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "discounted_return": self.discounted_return}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Counterpart of get_extra_state."""
         self.optimizer.load_state_dict(state["optimizer"])
+        self.discounted_return = state["discounted_return"].to(self.discounted_return.device)
 
 
 # ======================================================================================================================
 # 4 Training loop
 # ======================================================================================================================
+
+
+class Rollout(NamedTuple):
+    """t steps of n environments: s, s2 [t, n, obs], a [t, n, act] or [t, n], r, terminal, done [t, n]."""
+
+    s: Tensor
+    a: Tensor
+    r: Tensor
+    s2: Tensor
+    terminal: Tensor
+    done: Tensor
+
+
+def collect(agent: nn.Module, envs: VectorEnvs, steps: int, device: str) -> Rollout:
+    """Step the environments with the behaviour policy, `steps` times each. s2 of an episode's last step is its end."""
+    rows = []
+    for _ in range(steps):
+        s = torch.from_numpy(envs.obs)
+        a = agent.explore(s.to(device))
+        s2, r, terminal, done = envs.step(agent.actor.to_env(a))
+        rows.append((s, a, *(torch.from_numpy(x) for x in (r, s2, terminal, done))))
+    s, a, r, s2, terminal, done = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
+    return Rollout(s, a, r, s2, terminal.float(), done.float())
 
 
 def train(args: Args) -> Path:
@@ -420,7 +481,7 @@ class UserError(Exception):
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-def flat(module: nn.Module) -> nn.Parameter:
+def flat(module: nn.Module) -> Tensor:
     """All parameters of a module as one vector theta, of which they become views: what moves theta moves the module.
 
     An optimiser makes one step on one vector several times faster than on many small tensors. Moving the module to
@@ -428,7 +489,7 @@ def flat(module: nn.Module) -> nn.Parameter:
     """
     theta = nn.utils.parameters_to_vector(module.parameters()).detach()
     nn.utils.vector_to_parameters(theta, module.parameters())
-    return nn.Parameter(theta)
+    return theta
 
 
 def gradient_function(loss: Callable, module: nn.Module, run: RunArgs, max_norm: float = float("inf")) -> Callable:
@@ -454,67 +515,6 @@ def descend(optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
     """One step of an optimiser of a single vector along the given gradient."""
     optimizer.param_groups[0]["params"][0].grad = gradient
     optimizer.step()
-
-
-class Rollout(NamedTuple):
-    """t steps of n environments: s, s2 [t, n, obs], a [t, n, act] or [t, n], r, terminal, done [t, n]."""
-
-    s: Tensor
-    a: Tensor
-    r: Tensor
-    s2: Tensor
-    terminal: Tensor
-    done: Tensor
-
-
-def collect(agent: nn.Module, envs: VectorEnvs, steps: int, device: str) -> Rollout:
-    """Step the environments with the behaviour policy, `steps` times each. s2 of an episode's last step is its end."""
-    rows = []
-    for _ in range(steps):
-        s = torch.from_numpy(envs.obs)
-        a = agent.explore(s.to(device))
-        s2, r, terminal, done = envs.step(agent.actor.to_env(a))
-        rows.append((s, a, *(torch.from_numpy(x) for x in (r, s2, terminal, done))))
-    s, a, r, s2, terminal, done = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
-    return Rollout(s, a, r, s2, terminal.float(), done.float())
-
-
-def gae(r: Tensor, v: Tensor, v2: Tensor, terminal: Tensor, done: Tensor, gamma: float, gae_lambda: float) -> Tensor:
-    """Generalised advantage estimates [t, n]; all tensors are [t, n]; v2 is the value of the state after the step."""
-    delta = r + gamma * (1 - terminal) * v2 - v  # delta_t = r_t + gamma (1 - terminal_t) V(s_{t+1}) - V(s_t)   [GAE.1]
-    decay = gamma * gae_lambda * (1 - done)
-    adv, a_next = [], torch.zeros_like(delta[0])
-    for delta_t, decay_t in zip(reversed(delta.unbind()), reversed(decay.unbind()), strict=True):
-        a_next = torch.addcmul(delta_t, decay_t, a_next)  # A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}   [GAE.2]
-        adv.append(a_next)
-    return torch.stack(adv[::-1])
-
-
-class RunningMoments(nn.Module):
-    """Mean and variance of all rows seen so far, per column; buffers, so that a saved policy holds them."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("var", torch.ones(size))
-        self.register_buffer("count", torch.zeros(()))
-
-    def update(self, x: Tensor) -> None:
-        """Take in the rows of x [n, size] (Chan, Golub, LeVeque 1979: moments of two samples combined)."""
-        n, delta = len(x), x.mean(0) - self.mean
-        total = self.count + n
-        m2 = self.var * self.count + x.var(0, correction=0) * n + delta.square() * self.count * n / total
-        self.mean += delta * n / total
-        self.var.copy_(m2 / total)
-        self.count.copy_(total)
-
-    def std(self) -> Tensor:
-        """Standard deviation [size]."""
-        return (self.var + 1e-8).sqrt()
-
-    def standardise(self, x: Tensor) -> Tensor:
-        """x [..., size] less the mean, over the standard deviation."""
-        return (x - self.mean) / self.std()
 
 
 # ---- environments ----------------------------------------------------------------------------------------------------
@@ -582,7 +582,10 @@ class VectorEnvs:
         """
         a = actions.cpu().numpy()
         if not np.isfinite(a).all():
-            sys.exit("error: the policy gave an action of NaN or inf: the run stops; its last checkpoint is kept")
+            sys.exit(
+                f"error: the policy gave an action of NaN or inf after step {self.steps}: the run stops; its last "
+                "checkpoint is kept (a lower --learning-rate may help)"
+            )
         obs, r, terminal, truncated, info = self.vector.step(a)
         self.obs = np.array(obs, dtype=np.float32)
         s2, done = self.obs, terminal | truncated
@@ -595,10 +598,10 @@ class VectorEnvs:
                 s2[i] = info["final_obs"][i]
                 self.finished.append((self.steps, float(self.returns[i]), int(self.lengths[i])))
                 self.returns[i] = self.lengths[i] = 0
-        if not all(np.isfinite(x).all() for x in (r, s2, self.obs)):
+        if not math.isfinite(r.sum() + s2.sum() + self.obs.sum()):
             sys.exit(
                 f"error: the environment gave a reward or observation of NaN or inf at step {self.steps}: the run "
-                "stops; its last checkpoint is kept"
+                "stops; its last checkpoint is kept (look into the environment)"
             )
         return s2, r.astype(np.float32), terminal.copy(), done
 
@@ -692,6 +695,8 @@ def restore_environment(env: gym.Env, layers: list[dict[str, Any]]) -> None:
                 for key, array in simulator_arrays(value):
                     if key in saved and array.shape == saved[key].shape:  # others are rebuilt by the next step
                         array[...] = saved[key].numpy()
+            elif isinstance(value, np.ndarray) and isinstance(saved, Tensor) and value.shape == saved.shape:
+                value[...] = saved.numpy()  # in place: another attribute may be a view of it
             else:
                 setattr(layer, name, decode(saved))
 
@@ -733,6 +738,8 @@ def evaluate(agent: nn.Module, envs: list[gym.Env], episode_seeds: list[int], de
         for i, a in zip(list(active), actions, strict=True):
             obs, r, terminated, truncated, info = envs[i].step(a)
             k, _, ret, length = active[i]
+            if length >= 100_000:
+                sys.exit("error: an episode has not ended after 100000 steps: register it with max_episode_steps")
             active[i] = [k, obs, ret + float(r), length + 1]
             if terminated or truncated:
                 success = bool(info["is_success"]) if "is_success" in info else None
@@ -747,19 +754,19 @@ def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
     try:
         if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
             test = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
-            for backend in ("egl", "osmesa"):  # must be chosen before mujoco is imported, so tried in another process
+            for backend in ("egl", "osmesa"):  # tried in another process: a backend that fails may not be replaced
                 if not subprocess.run(test, env=os.environ | {"MUJOCO_GL": backend}, capture_output=True).returncode:
                     os.environ["MUJOCO_GL"] = backend
                     break
-            else:
-                print("no video: no working OpenGL library; `apt install libosmesa6` (or libegl1), then --evaluate")
-                return None
         env = make_env(env_id, render_mode="rgb_array")
+        env.reset()
+        env.render()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the folder exists: the name tells the films apart
             return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
     except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
-        print(f"no video: {' '.join(str(error).split())}")
+        reason = " ".join(str(error).split())
+        print(f"no video ({reason}); MuJoCo needs OpenGL: `apt install libosmesa6` or libegl1, then use --evaluate")
         return None
 
 
@@ -793,7 +800,7 @@ class Run:
                 part.load_state_dict(checkpoint[name])
         self.start_logging()
         if checkpoint:
-            restore_generators(checkpoint["generators"])
+            restore_generators(checkpoint["generators"], args.run.device)
         else:
             self.evaluate()
 
@@ -809,8 +816,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.folder, os.O_RDONLY)
-            if fcntl:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except BlockingIOError as error:
@@ -961,7 +967,7 @@ class Run:
             "algorithm": self.algorithm,
             "seconds": self.seconds + time.perf_counter() - self.started,
             "logs": {name: file.tell() for name, file in self.logs.items()},
-            "generators": generator_states(),
+            "generators": generator_states(self.args.run.device),
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
         write_atomically(self.folder / "checkpoint.pt", lambda f: torch.save(checkpoint, f))
@@ -1046,23 +1052,23 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}/checkpoint.pt is damaged: restore a copy or train again in a new folder") from error
 
 
-def generator_states() -> dict[str, Any]:
-    """State of the global generators of Python, NumPy and PyTorch."""
+def generator_states(device: str) -> dict[str, Any]:
+    """State of the global generators of Python, NumPy and PyTorch, that of the device included."""
     return {
         "python": random.getstate(),
         "numpy": encode(np.random.get_state(legacy=False)),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "device": {"cuda": torch.cuda, "mps": torch.mps}[device].get_rng_state() if device != "cpu" else None,
     }
 
 
-def restore_generators(states: dict[str, Any]) -> None:
-    """Counterpart of generator_states."""
+def restore_generators(states: dict[str, Any], device: str) -> None:
+    """Counterpart of generator_states; a run that goes on on another kind of device draws other numbers there."""
     random.setstate(states["python"])
     np.random.set_state(decode(states["numpy"]))
     torch.set_rng_state(states["torch"].clone())
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].clone())
+    if device != "cpu" and states["device"] is not None:
+        {"cuda": torch.cuda, "mps": torch.mps}[device].set_rng_state(states["device"].clone())
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
@@ -1093,7 +1099,7 @@ def prepare(args: Any) -> None:
         raise UserError("--track needs Weights & Biases: `pip install wandb`")
     if run.compile:
         header = Path(sysconfig.get_path("include"), "Python.h").exists()
-        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
         if run.device == "mps" or not (header and compiler):
             print("not compiling (needs a C++ compiler, Python headers, and cpu or cuda): slower, otherwise the same")
             run.compile = False
@@ -1126,7 +1132,7 @@ def command_line(args_class: type, defaults: Any = None) -> Any:
         raise UserError(f"{message.rstrip('.')}: see --help") from exit
 
 
-def parse(args_class: type) -> Any:
+def parse(args_class: type, algorithm: str) -> Any:
     """Settings from the command line; those of a run folder to resume or evaluate come from its config.json."""
     args = command_line(args_class)
     if args.run.resume and args.run.evaluate:
@@ -1138,7 +1144,6 @@ def parse(args_class: type) -> Any:
     if not folder:
         return args
     config = read_config(Path(folder))
-    algorithm = Path(sys.modules[args_class.__module__].__file__).stem
     if config["algorithm"] != algorithm:
         raise UserError(f"{folder} is a run of {config['algorithm']}, not {algorithm}: use {config['algorithm']}.py")
     try:
@@ -1189,7 +1194,7 @@ def evaluate_saved(args: Any, agent_class: type[nn.Module]) -> None:
 def main(args_class: type, agent_class: type[nn.Module], train: Callable) -> None:
     """Entry point of the command line; user errors become one line and exit code 2."""
     try:
-        args = parse(args_class)
+        args = parse(args_class, agent_class.__name__.lower())
         if args.run.evaluate:
             evaluate_saved(args, agent_class)
         else:

@@ -2,7 +2,7 @@
 
 Find the policy mu that maximises J = E[sum_t gamma^t r_t] from replayed transitions (s, a, r, s2, terminal).
 
-    a~     = clip(mu'(s') + clip(eps, -c, c), low, high),   eps ~ N(0, sigma)     [TD3.1]  target policy smoothing
+    a~     = clip(mu'(s') + eps, low, high),    eps = clip(N(0, sigma), -c, c)    [TD3.1]  target policy smoothing
     y      = r + gamma (1 - terminal) min_i Q'_i(s', a~)                          [TD3.2]  clipped double Q-learning
     L(Q)   = sum_i mean (y - Q_i(s, a))^2                                         [TD3.3]
     L(mu)  = - mean Q_1(s, mu(s))               on every d-th update              [TD3.4]  delayed policy updates
@@ -10,15 +10,17 @@ Find the policy mu that maximises J = E[sum_t gamma^t r_t] from replayed transit
     a      = clip(mu(s) + eps, low, high),      eps ~ N(0, sigma_explore)         [TD3.6]  behaviour policy
 
 Symbols: mu = actor, Q_i = critics, primes = *_target, sigma = policy_noise, c = noise_clip, d = policy_delay,
-sigma_explore = exploration_noise. Every noise is in units of half the action range, per action dimension.
+sigma_explore = exploration_noise. The slides write pi_phi for mu, theta_i for the critics, sigma~ for sigma and sigma
+for sigma_explore. terminal is true termination only: a truncated episode is bootstrapped from its real last state.
 
 Paper: Fujimoto, van Hoof, Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods".
 Lecture: "Handling Continuous Action Space", slides "TD3: Clipped double Q-learning for actor-critic", "TD3: Delayed
 updates of the policy and the target network", "TD3: Target policy smooth regularization", "The Pseudo Code of TD3".
 
 Deviations from the paper, each with its reason:
-  * Networks 256-256, learning rate 3e-4, batch 256, 25 000 random first steps, not 400-300, 1e-3, 100 and 10 000:
-    the settings the authors moved to in their own code, which score higher at 1M steps.
+  * Networks 256-256, learning rate 3e-4, batch 256, 25 000 random first steps, not 400-300, 1e-3, 100 and 10 000 (1 000
+    on small tasks): the settings of the authors' later code.
+  * Noise and its clip are in half action ranges, per action dimension, as in the authors' code: bounds differ by task.
   * With several environments there is still one update per environment step, made in bursts of `num_envs`.
 
     python td3.py --env-id Hopper-v5 --seed 1
@@ -32,11 +34,13 @@ import copy
 import csv
 import datetime
 import errno
+import fcntl
 import hashlib
 import importlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import pickle
 import platform
@@ -61,11 +65,6 @@ import torch
 import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 # ======================================================================================================================
 # 1 Settings
@@ -129,14 +128,13 @@ class DeterministicActor(nn.Module):
 
     def __init__(self, obs_dim: int, low: Tensor, high: Tensor):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(obs_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, len(low)), nn.Tanh()
-        )
+        self.l1, self.l2, self.l3 = nn.Linear(obs_dim, 256), nn.Linear(256, 256), nn.Linear(256, len(low))
         self.register_buffer("scale", (high - low) / 2)  # half the action range
         self.register_buffer("centre", (high + low) / 2)
 
     def forward(self, s: Tensor) -> Tensor:
-        return self.centre + self.scale * self.net(s)
+        h = torch.relu(self.l2(torch.relu(self.l1(s))))
+        return self.centre + self.scale * torch.tanh(self.l3(h))
 
 
 class Critic(nn.Module):
@@ -144,12 +142,11 @@ class Critic(nn.Module):
 
     def __init__(self, obs_dim: int, act_dim: int):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(obs_dim + act_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1)
-        )
+        self.l1, self.l2, self.l3 = nn.Linear(obs_dim + act_dim, 256), nn.Linear(256, 256), nn.Linear(256, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return self.net(torch.cat([s, a], -1)).squeeze(-1)
+        h = torch.relu(self.l2(torch.relu(self.l1(torch.cat([s, a], -1)))))
+        return self.l3(h).squeeze(-1)
 
 
 # ======================================================================================================================
@@ -186,8 +183,10 @@ class TD3(nn.Module):
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
         self.updates = 0
         self.to(args.run.device)
-        self.actor_optimizer = torch.optim.Adam([flat(self.actor)], args.learning_rate, fused=True)
-        self.critic_optimizer = torch.optim.Adam([flat(self.critics)], args.learning_rate, fused=True)
+        self.actor_theta, self.critics_theta = flat(self.actor), flat(self.critics)
+        self.actor_target_theta, self.critics_target_theta = flat(self.actor_target), flat(self.critics_target)
+        self.actor_optimizer = torch.optim.Adam([self.actor_theta], args.learning_rate, fused=True)
+        self.critic_optimizer = torch.optim.Adam([self.critics_theta], args.learning_rate, fused=True)
         self.critic_gradient = gradient_function(self.critic_loss, self.critics, args.run)
         self.actor_gradient = gradient_function(self.actor_loss, self.actor, args.run)
 
@@ -209,8 +208,9 @@ class TD3(nn.Module):
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor, noise: Tensor) -> Tensor:
         """The target y [n] of both critics [TD3.2]; noise is a standard normal sample of the actions' shape."""
-        eps = (self.policy_noise * noise).clamp(-self.noise_clip, self.noise_clip) * self.actor.scale
-        a2 = (self.actor_target(s2) + eps).clamp(self.low, self.high)  # a~ = clip(mu'(s') + eps, low, high)   [TD3.1]
+        eps = (self.policy_noise * noise).clamp(-self.noise_clip, self.noise_clip)  # eps = clip(N(0, sigma), -c, c)
+        a2 = self.actor_target(s2) + eps * self.actor.scale  # a~ = clip(mu'(s') + eps, low, high)   [TD3.1]
+        a2 = a2.clamp(self.low, self.high)
         q2 = torch.min(*[q(s2, a2) for q in self.critics_target])
         return r + self.gamma * (1 - terminal) * q2  # y = r + gamma (1 - terminal) min_i Q'_i(s', a~)   [TD3.2]
 
@@ -237,8 +237,11 @@ class TD3(nn.Module):
             gradient, actor_info, norm = self.actor_gradient(s)
             descend(self.actor_optimizer, gradient)
             info |= actor_info | {"actor_grad_norm": norm}
-            soft_update(self.actor_target, self.actor, self.tau)  # theta' <- (1 - tau) theta' + tau theta   [TD3.5]
-            soft_update(self.critics_target, self.critics, self.tau)
+            for target, theta in (
+                (self.actor_target_theta, self.actor_theta),
+                (self.critics_target_theta, self.critics_theta),
+            ):
+                target.lerp_(theta, self.tau)  # theta' <- (1 - tau) theta' + tau theta   [TD3.5]
         return info
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -272,8 +275,8 @@ def train(args: Args) -> Path:
     while envs.steps < args.total_timesteps:
         learning = envs.steps >= args.learning_starts
         # collect
-        s = torch.from_numpy(envs.obs)
-        a = agent.explore(s.to(args.run.device)) if learning else agent.explore_uniformly(args.num_envs)
+        s = torch.from_numpy(envs.obs).to(args.run.device)
+        a = agent.explore(s) if learning else agent.explore_uniformly(args.num_envs)
         s2, r, terminal, _ = envs.step(a)
         # remember
         memory.add(s, a, r, s2, terminal)
@@ -339,7 +342,7 @@ class UserError(Exception):
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-def flat(module: nn.Module) -> nn.Parameter:
+def flat(module: nn.Module) -> Tensor:
     """All parameters of a module as one vector theta, of which they become views: what moves theta moves the module.
 
     An optimiser makes one step on one vector several times faster than on many small tensors. Moving the module to
@@ -347,7 +350,7 @@ def flat(module: nn.Module) -> nn.Parameter:
     """
     theta = nn.utils.parameters_to_vector(module.parameters()).detach()
     nn.utils.vector_to_parameters(theta, module.parameters())
-    return nn.Parameter(theta)
+    return theta
 
 
 def gradient_function(loss: Callable, module: nn.Module, run: RunArgs, max_norm: float = float("inf")) -> Callable:
@@ -375,54 +378,44 @@ def descend(optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
     optimizer.step()
 
 
-@torch.no_grad()
-def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """theta' <- (1 - tau) theta' + tau theta."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
-
-
 class Replay:
-    """Ring buffer of transitions on the training device: s, s2 [obs], a [act], r and terminal (scalars), all float32.
+    """Ring buffer of transitions on the training device, a row each: s [obs], a [act], r, s2 [obs], terminal; float32.
 
     `terminal` is true termination only, so that a truncated episode is bootstrapped from its real last state s2.
-    Raises UserError if the capacity exceeds the memory.
+    Raises UserError if the memory for all rows cannot be had.
     """
 
-    fields = ("s", "a", "r", "s2", "terminal")
-
     def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
-        self.capacity, self.device = capacity, device
+        self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.position = self.size = 0
-        shapes = {"s": (obs_dim,), "a": (act_dim,), "r": (), "s2": (obs_dim,), "terminal": ()}
         try:
-            self.data = {name: torch.empty(capacity, *shapes[name], device=device) for name in self.fields}
+            self.rows = torch.empty(capacity, sum(self.columns), device=device)
         except RuntimeError as error:
             raise UserError(f"--buffer-size {capacity} exceeds the memory of {device}: lower it") from error
 
     def add(self, *transition: Any) -> None:
         """Store one transition per environment: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
-        n = len(transition[0])
-        rows = (self.position + torch.arange(n)) % self.capacity
-        for name, value in zip(self.fields, transition, strict=True):
-            self.data[name][rows] = torch.as_tensor(value, dtype=torch.float32, device=self.device)
-        self.position = (self.position + n) % self.capacity
-        self.size = min(self.size + n, self.capacity)
+        n, (capacity, _), device = len(transition[0]), self.rows.shape, self.rows.device
+        columns = [torch.as_tensor(x, dtype=torch.float32, device=device).view(n, -1) for x in transition]
+        where = (self.position + torch.arange(n, device=device)) % capacity
+        self.rows[where] = torch.cat(columns, 1)
+        self.position = (self.position + n) % capacity
+        self.size = min(self.size + n, capacity)
 
-    def sample(self, n: int) -> list[Tensor]:
+    def sample(self, n: int) -> tuple[Tensor, ...]:
         """n transitions drawn uniformly with replacement: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
-        rows = torch.randint(self.size, (n,), device=self.device)
-        return [self.data[name].index_select(0, rows) for name in self.fields]
+        where = torch.randint(self.size, (n,), device=self.rows.device)
+        s, a, r, s2, terminal = self.rows.index_select(0, where).split(self.columns, 1)
+        return s, a, r.squeeze(1), s2, terminal.squeeze(1)
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part; on a CPU without copying it."""
-        filled = {name: torch.from_numpy(x[: self.size].cpu().numpy()) for name, x in self.data.items()}
-        return {"position": self.position, **filled}
+        return {"position": self.position, "rows": torch.from_numpy(self.rows[: self.size].cpu().numpy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of state_dict."""
-        self.position, self.size = state["position"], len(state["r"])
-        for name in self.fields:
-            self.data[name][: self.size] = state[name].to(self.device)
+        self.position, self.size = state["position"], len(state["rows"])
+        self.rows[: self.size] = state["rows"].to(self.rows.device)
 
 
 # ---- environments ----------------------------------------------------------------------------------------------------
@@ -499,7 +492,10 @@ class VectorEnvs:
         """
         a = actions.cpu().numpy()
         if not np.isfinite(a).all():
-            sys.exit("error: the policy gave an action of NaN or inf: the run stops; its last checkpoint is kept")
+            sys.exit(
+                f"error: the policy gave an action of NaN or inf after step {self.steps}: the run stops; its last "
+                "checkpoint is kept (a lower --learning-rate may help)"
+            )
         obs, r, terminal, truncated, info = self.vector.step(a)
         self.obs = np.array(obs, dtype=np.float32)
         s2, done = self.obs, terminal | truncated
@@ -512,10 +508,10 @@ class VectorEnvs:
                 s2[i] = info["final_obs"][i]
                 self.finished.append((self.steps, float(self.returns[i]), int(self.lengths[i])))
                 self.returns[i] = self.lengths[i] = 0
-        if not all(np.isfinite(x).all() for x in (r, s2, self.obs)):
+        if not math.isfinite(r.sum() + s2.sum() + self.obs.sum()):
             sys.exit(
                 f"error: the environment gave a reward or observation of NaN or inf at step {self.steps}: the run "
-                "stops; its last checkpoint is kept"
+                "stops; its last checkpoint is kept (look into the environment)"
             )
         return s2, r.astype(np.float32), terminal.copy(), done
 
@@ -609,6 +605,8 @@ def restore_environment(env: gym.Env, layers: list[dict[str, Any]]) -> None:
                 for key, array in simulator_arrays(value):
                     if key in saved and array.shape == saved[key].shape:  # others are rebuilt by the next step
                         array[...] = saved[key].numpy()
+            elif isinstance(value, np.ndarray) and isinstance(saved, Tensor) and value.shape == saved.shape:
+                value[...] = saved.numpy()  # in place: another attribute may be a view of it
             else:
                 setattr(layer, name, decode(saved))
 
@@ -650,6 +648,8 @@ def evaluate(agent: nn.Module, envs: list[gym.Env], episode_seeds: list[int], de
         for i, a in zip(list(active), actions, strict=True):
             obs, r, terminated, truncated, info = envs[i].step(a)
             k, _, ret, length = active[i]
+            if length >= 100_000:
+                sys.exit("error: an episode has not ended after 100000 steps: register it with max_episode_steps")
             active[i] = [k, obs, ret + float(r), length + 1]
             if terminated or truncated:
                 success = bool(info["is_success"]) if "is_success" in info else None
@@ -664,19 +664,19 @@ def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
     try:
         if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
             test = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
-            for backend in ("egl", "osmesa"):  # must be chosen before mujoco is imported, so tried in another process
+            for backend in ("egl", "osmesa"):  # tried in another process: a backend that fails may not be replaced
                 if not subprocess.run(test, env=os.environ | {"MUJOCO_GL": backend}, capture_output=True).returncode:
                     os.environ["MUJOCO_GL"] = backend
                     break
-            else:
-                print("no video: no working OpenGL library; `apt install libosmesa6` (or libegl1), then --evaluate")
-                return None
         env = make_env(env_id, render_mode="rgb_array")
+        env.reset()
+        env.render()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the folder exists: the name tells the films apart
             return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
     except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
-        print(f"no video: {' '.join(str(error).split())}")
+        reason = " ".join(str(error).split())
+        print(f"no video ({reason}); MuJoCo needs OpenGL: `apt install libosmesa6` or libegl1, then use --evaluate")
         return None
 
 
@@ -710,7 +710,7 @@ class Run:
                 part.load_state_dict(checkpoint[name])
         self.start_logging()
         if checkpoint:
-            restore_generators(checkpoint["generators"])
+            restore_generators(checkpoint["generators"], args.run.device)
         else:
             self.evaluate()
 
@@ -726,8 +726,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.folder, os.O_RDONLY)
-            if fcntl:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except BlockingIOError as error:
@@ -878,7 +877,7 @@ class Run:
             "algorithm": self.algorithm,
             "seconds": self.seconds + time.perf_counter() - self.started,
             "logs": {name: file.tell() for name, file in self.logs.items()},
-            "generators": generator_states(),
+            "generators": generator_states(self.args.run.device),
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
         write_atomically(self.folder / "checkpoint.pt", lambda f: torch.save(checkpoint, f))
@@ -963,23 +962,23 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}/checkpoint.pt is damaged: restore a copy or train again in a new folder") from error
 
 
-def generator_states() -> dict[str, Any]:
-    """State of the global generators of Python, NumPy and PyTorch."""
+def generator_states(device: str) -> dict[str, Any]:
+    """State of the global generators of Python, NumPy and PyTorch, that of the device included."""
     return {
         "python": random.getstate(),
         "numpy": encode(np.random.get_state(legacy=False)),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "device": {"cuda": torch.cuda, "mps": torch.mps}[device].get_rng_state() if device != "cpu" else None,
     }
 
 
-def restore_generators(states: dict[str, Any]) -> None:
-    """Counterpart of generator_states."""
+def restore_generators(states: dict[str, Any], device: str) -> None:
+    """Counterpart of generator_states; a run that goes on on another kind of device draws other numbers there."""
     random.setstate(states["python"])
     np.random.set_state(decode(states["numpy"]))
     torch.set_rng_state(states["torch"].clone())
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].clone())
+    if device != "cpu" and states["device"] is not None:
+        {"cuda": torch.cuda, "mps": torch.mps}[device].set_rng_state(states["device"].clone())
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
@@ -1010,7 +1009,7 @@ def prepare(args: Any) -> None:
         raise UserError("--track needs Weights & Biases: `pip install wandb`")
     if run.compile:
         header = Path(sysconfig.get_path("include"), "Python.h").exists()
-        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
         if run.device == "mps" or not (header and compiler):
             print("not compiling (needs a C++ compiler, Python headers, and cpu or cuda): slower, otherwise the same")
             run.compile = False
@@ -1043,7 +1042,7 @@ def command_line(args_class: type, defaults: Any = None) -> Any:
         raise UserError(f"{message.rstrip('.')}: see --help") from exit
 
 
-def parse(args_class: type) -> Any:
+def parse(args_class: type, algorithm: str) -> Any:
     """Settings from the command line; those of a run folder to resume or evaluate come from its config.json."""
     args = command_line(args_class)
     if args.run.resume and args.run.evaluate:
@@ -1055,7 +1054,6 @@ def parse(args_class: type) -> Any:
     if not folder:
         return args
     config = read_config(Path(folder))
-    algorithm = Path(sys.modules[args_class.__module__].__file__).stem
     if config["algorithm"] != algorithm:
         raise UserError(f"{folder} is a run of {config['algorithm']}, not {algorithm}: use {config['algorithm']}.py")
     try:
@@ -1106,7 +1104,7 @@ def evaluate_saved(args: Any, agent_class: type[nn.Module]) -> None:
 def main(args_class: type, agent_class: type[nn.Module], train: Callable) -> None:
     """Entry point of the command line; user errors become one line and exit code 2."""
     try:
-        args = parse(args_class)
+        args = parse(args_class, agent_class.__name__.lower())
         if args.run.evaluate:
             evaluate_saved(args, agent_class)
         else:

@@ -377,9 +377,10 @@ def version_effect(task: str, ours: str, published: str) -> tuple[str | None, st
 
 
 def choose(rows: list[Published], steps: int | None) -> Published | None:
-    """The row nearest to `steps` if within 2.5 %, otherwise the one with the most steps; None if there are no rows."""
-    index = None if steps is None else nearest([row.env_steps for row in rows], steps, SAME_STEP)
-    return rows[index] if index is not None else max(rows, key=lambda row: row.env_steps, default=None)
+    """The row nearest to `steps`, or that with the most steps if `steps` is unknown; None if there are no rows."""
+    if steps is None:
+        return max(rows, key=lambda row: row.env_steps, default=None)
+    return min(rows, key=lambda row: abs(row.env_steps - steps), default=None)
 
 
 def select(published: list[Published], kind: str, result: Result) -> list[Published]:

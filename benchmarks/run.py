@@ -13,6 +13,7 @@ runs cleanly, each with a checkpoint. Results lie in OUTPUT/SUITE/ALGORITHM/ENV_
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import platform
@@ -29,11 +30,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from suites import SUITES, Experiment
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"done": "green", "failed": "bold red", "stopped": "yellow", "running": "cyan", "waiting": "dim"}
@@ -72,6 +68,10 @@ class Job:
     started: float = 0.0
     """When its process started, on the clock of time.time()."""
     exit_code: int | None = None
+    earlier: float = 0.0
+    """Seconds that earlier starts of the run took."""
+    told_to_stop: bool = False
+    """Whether the harness has asked the process to stop."""
 
     def command(self) -> list[str]:
         """The command line: resume what was begun, otherwise begin. The script checks that the settings still fit."""
@@ -82,13 +82,38 @@ class Job:
         return ["python", os.path.relpath(ROOT / "algorithms" / f"{e.algorithm}.py"), *words, where, str(self.folder)]
 
     def is_done(self) -> bool:
-        """Whether status.json says that the run reached the planned steps."""
+        """Whether the run folder is complete: status.json says so, or checkpoint and last evaluation are there.
+
+        A run may have outlived the harness that started it, which then could not write its status.
+        """
         status = read_json(self.folder / "status.json")
-        return status.get("state") == "done" and status.get("total_timesteps") == self.experiment.total_timesteps
+        if status.get("state") == "done" and status.get("total_timesteps") == self.experiment.total_timesteps:
+            return True
+        last = last_rows(self.folder / "eval.csv", 1)
+        reached = bool(last) and last[0][0] == str(self.experiment.total_timesteps)
+        if not reached or not (self.folder / "checkpoint.pt").exists() or self.is_busy():
+            return False
+        self.state, self.exit_code = "done", 0
+        self.write_status(status.get("command", self.command()))
+        return True
+
+    def is_busy(self) -> bool:
+        """Whether a process is training in the folder; the script holds its lock while it does."""
+        if not self.folder.exists():
+            return False
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def start(self) -> None:
         """Start the process, in a session of its own so that Ctrl-C reaches it only through `stop`."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.earlier = read_json(self.folder / "status.json").get("seconds", 0.0)
         self.state, self.started = "running", time.time()
         command = self.command()
         self.write_status(command)
@@ -107,18 +132,19 @@ class Job:
         self.exit_code = self.process.poll()
         if self.exit_code is None:
             return False
-        stopped = self.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-        self.state = "done" if self.exit_code == 0 else "stopped" if stopped else "failed"
+        self.state = "done" if self.exit_code == 0 else "stopped" if self.told_to_stop else "failed"
         self.write_status(["python", *self.process.args[1:]])
         return True
+
+    def stop(self) -> None:
+        """Ask the process to save a checkpoint and end; asked again, it ends at once."""
+        if self.process.poll() is None:
+            self.told_to_stop = True
+            self.process.send_signal(signal.SIGTERM)
 
     def write_status(self, command: list[str]) -> None:
         """status.json, whole or not at all."""
         session = (read_json(self.folder / "config.json").get("history") or [{}])[-1]
-        earlier = (
-            read_json(self.folder / "status.json").get("seconds", 0.0) if self.state == "running" else self.earlier
-        )
-        self.earlier = earlier
         log = self.folder / "stderr.log"
         status = {
             "state": self.state,
@@ -127,7 +153,9 @@ class Job:
             "total_timesteps": self.experiment.total_timesteps,
             "command": command,
             "reason": self.experiment.reason,
-            "seconds": round(earlier + (time.time() - self.started if self.state != "running" else 0.0), 1),
+            "seconds": round(
+                self.earlier + (time.time() - self.started if self.started and self.state != "running" else 0.0), 1
+            ),
             "versions": session.get("versions", {"python": platform.python_version()}),
             "script_sha256": session.get("script_sha256"),
             "hardware": hardware(),
@@ -150,7 +178,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The file's content, {} if there is none or it is damaged (it is only a record: the run folder decides)."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
 
 
@@ -219,10 +247,8 @@ def table(jobs: list[Job], title: str) -> Table:
     return t
 
 
-def lock(folder: Path) -> int | None:
+def lock(folder: Path) -> int:
     """Claim the suite's folder for this process until it ends. Exits with 2 if another harness has it."""
-    if not fcntl:
-        return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,37 +258,44 @@ def lock(folder: Path) -> int | None:
 
 
 def execute(jobs: list[Job], parallel: int, console: Console) -> bool:
-    """Run all jobs, `parallel` at a time; returns whether it was interrupted (SIGINT or SIGTERM)."""
-    interrupted = False
+    """Run all waiting jobs, `parallel` at a time; returns whether it was interrupted (SIGINT, SIGTERM or SIGHUP).
+
+    The first interruption asks the runs to save and end, a second one ends them at once. A folder in which a process is
+    still training, started by a harness that died, is waited for.
+    """
+    interruptions = 0
+    waiting, running = [job for job in jobs if job.state == "waiting"], []
 
     def interrupt(*_: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
+        nonlocal interruptions
+        interruptions += 1
+        for job in running:
+            job.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    waiting, running = [job for job in jobs if job.state == "waiting"], []
     title = f"{len(jobs)} runs, {parallel} at a time"
     with Live(table(jobs, title), console=console, refresh_per_second=2, transient=False) as live:
-        while (waiting or running) and not (interrupted and not running):
-            while waiting and len(running) < parallel and not interrupted:
-                job = waiting.pop(0)
+        while running or (waiting and not interruptions):
+            for job in [job for job in waiting if job.is_done()]:
+                waiting.remove(job)
+                job.state = "done"
+            startable = [job for job in waiting if not job.is_busy()]
+            while startable and len(running) < parallel and not interruptions:
+                job = startable.pop(0)
+                waiting.remove(job)
                 job.start()
                 running.append(job)
                 announce(console, job)
-            if interrupted:
-                for job in running:
-                    if job.process.poll() is None:
-                        job.process.send_signal(signal.SIGTERM)
-                waiting.clear()
-                for job in running:
-                    job.process.wait()
+            for job in running if interruptions else []:
+                if not job.told_to_stop:  # it was just being started
+                    job.stop()
             for job in [job for job in running if job.poll()]:
                 running.remove(job)
                 announce(console, job)
             live.update(table(jobs, title))
             time.sleep(0.5)
-    return interrupted
+    return interruptions > 0
 
 
 def announce(console: Console, job: Job) -> None:
@@ -282,11 +315,13 @@ def main(args: Args) -> int:
             print(f"{'skip (done)' if job.state == 'done' else ' '.join(job.command())}  # {job.folder}")
         return 0
     suite_folder = Path(args.output) / args.suite
-    suite_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        suite_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot write --output {args.output} ({error.strerror}): choose another")
     claim = lock(suite_folder)
     interrupted = execute(jobs, args.jobs, console)
-    if claim is not None:
-        os.close(claim)
+    os.close(claim)
     for job in jobs:
         if job.state == "failed":
             e = job.experiment
@@ -294,7 +329,7 @@ def main(args: Args) -> int:
             console.print(f"[bold red]failed[/]: {e.algorithm} {e.env_id} seed {job.seed}, exit {job.exit_code}")
             console.print("\n".join(tail), markup=False, style="red")
     if interrupted:
-        console.print("stopped: every run has a checkpoint; the same command continues")
+        console.print("stopped: the runs have saved what they had; the same command continues")
         return 130
     return 1 if any(job.state == "failed" for job in jobs) else 0
 
