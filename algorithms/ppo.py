@@ -666,7 +666,7 @@ def environment_state(env: gym.Env) -> list[dict[str, Any]]:
     layers = []
     for layer in wrappers(env):
         state = {}
-        for name, value in vars(layer).items():
+        for name, value in (vars(layer) | {"action_space": layer.action_space}).items():
             kinds = {cls.__name__ for cls in type(value).__mro__}
             if isinstance(value, np.random.Generator):
                 state[name] = encode(value.bit_generator.state)
@@ -684,7 +684,7 @@ def restore_environment(env: gym.Env, layers: list[dict[str, Any]]) -> None:
     """Counterpart of environment_state, on a freshly reset environment of the same kind."""
     for layer, state in zip(wrappers(env), layers, strict=True):
         for name, saved in state.items():
-            value = vars(layer).get(name)
+            value = getattr(layer, name, None)
             if isinstance(value, np.random.Generator):
                 value.bit_generator.state = decode(saved)
             elif isinstance(value, gym.Space):
@@ -695,10 +695,13 @@ def restore_environment(env: gym.Env, layers: list[dict[str, Any]]) -> None:
                 for key, array in simulator_arrays(value):
                     if key in saved and array.shape == saved[key].shape:  # others are rebuilt by the next step
                         array[...] = saved[key].numpy()
-            elif isinstance(value, np.ndarray) and isinstance(saved, Tensor) and value.shape == saved.shape:
-                value[...] = saved.numpy()  # in place: another attribute may be a view of it
             else:
-                setattr(layer, name, decode(saved))
+                new = decode(saved)
+                arrays = isinstance(value, np.ndarray) and isinstance(new, np.ndarray) and value.flags.writeable
+                if arrays and (value.shape, value.dtype) == (new.shape, new.dtype):
+                    value[...] = new  # in place: another attribute may be a view of it
+                else:
+                    setattr(layer, name, new)
 
 
 def wrappers(env: gym.Env) -> list[gym.Env]:
@@ -758,11 +761,11 @@ def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
                 if not subprocess.run(test, env=os.environ | {"MUJOCO_GL": backend}, capture_output=True).returncode:
                     os.environ["MUJOCO_GL"] = backend
                     break
-        env = make_env(env_id, render_mode="rgb_array")
-        env.reset()
-        env.render()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the folder exists: the name tells the films apart
+            warnings.simplefilter("ignore")  # for one, that the folder exists: the name tells the films apart
+            env = make_env(env_id, render_mode="rgb_array")
+            env.reset()
+            env.render()
             return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
     except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
         reason = " ".join(str(error).split())

@@ -130,6 +130,47 @@ class Goal(Countdown):
         return {"observation": np.zeros(2, np.float32), "goal": np.zeros(2, np.float32)}, {}
 
 
+class Unrenderable(Countdown):
+    """Its renderer fails when it is used, as MuJoCo's does without OpenGL."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        raise RuntimeError("no OpenGL here")
+
+
+class Aliased(gym.Env):
+    """Two attributes share memory: the second is a view of the first, and the dynamics write to it."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        self.state = np.zeros(2)
+        self.velocity = self.state[1:]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state[:] = self.np_random.uniform(-1, 1, 2)
+        return self.state.astype(np.float32), {}
+
+    def step(self, action):
+        self.velocity += action
+        self.state[0] += self.state[1]
+        return self.state.astype(np.float32), 0.0, False, False, {}
+
+
+class Endless(Aliased):
+    """Never ends, and was registered without a time limit."""
+
+
+gym.register("Unrenderable-v0", Unrenderable)
+gym.register("Aliased-v0", Aliased, max_episode_steps=20)
+gym.register("Endless-v0", Endless)
 gym.register("Countdown-v0", Countdown)
 gym.register("Both-v0", Countdown, kwargs={"both": True})
 gym.register("Truncated-v0", Countdown, max_episode_steps=2)

@@ -49,6 +49,21 @@ def fields(source: str, class_name: str) -> dict[str, tuple[str, str, str]]:
     return found
 
 
+def settings_read(source: str) -> set[str]:
+    """Names read as args.NAME, run.NAME or something.args.NAME, something.run.NAME, and in Args.check as self.NAME."""
+    tree = ast.parse(source)
+    check = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "check")
+    holders = {"args", "run"}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value
+            name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            if name in holders:
+                found.add(node.attr)
+    return found | {n.attr for n in ast.walk(check) if isinstance(n, ast.Attribute)}
+
+
 def imports(source: str) -> set[str]:
     """Top-level names of all modules that a file imports."""
     names = set()
@@ -84,13 +99,12 @@ def problems(folder: Path = ALGORITHMS) -> list[str]:
             if not same:
                 found.append(f"Args.{name} differs between {other}.py {known} and {file}.py {(kind, text, default)}")
         for class_name in ("Args", "RunArgs"):
-            read = {n.attr for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute)}
+            read = settings_read(source)
             for name, (_, text, _) in fields(source, class_name).items():
                 if name not in read:
                     found.append(f"{file}.py: {class_name}.{name} is never read: a flag that does nothing")
                 if not text and name != "run":
                     found.append(f"{file}.py: {class_name}.{name} has no help text under it")
-        # the entry's last banner and all others
         banners = BANNER.findall(source)
         first_banners = first_banners or (file, banners)
         if banners != first_banners[1]:

@@ -310,15 +310,22 @@ def test_video_or_one_line(algorithm: str, finished, tmp_path):
         assert film.stat().st_size > 1000 and film.read_bytes()[4:8] == b"ftyp"
 
 
-def test_no_video_without_a_renderer(algorithm: str, finished, command_line, monkeypatch, tmp_path):
-    """contract_envs:Countdown-v0 cannot be rendered anywhere; training goes on and its last line still comes."""
-    words = flags(algorithm, env_id="contract_envs:Countdown-v0", run_dir=tmp_path / "run", capture_video=True)
+@pytest.mark.parametrize("env_id", ["Countdown-v0", "Unrenderable-v0"])
+def test_no_video_without_a_renderer(algorithm: str, env_id: str, finished, command_line, monkeypatch, tmp_path):
+    """Neither environment can be rendered: one knows no render mode, the other's renderer fails when it is used."""
+    words = flags(algorithm, env_id=f"contract_envs:{env_id}", run_dir=tmp_path / "run", capture_video=True)
     code, out, err = command_line(algorithm, *words)
     assert code == 0, err
-    assert len(re.findall(r"^no video: .+$", out, re.MULTILINE)) == 1
+    assert len(re.findall(r"^no video \(.+\); .+ then use --evaluate$", out, re.MULTILINE)) == 1
     assert "done: " in out and not list(tmp_path.rglob("*.mp4"))
     code, out, err = command_line(algorithm, "--evaluate", tmp_path / "run")
     assert code == 0 and "no video" not in out, "the run's own --capture-video is not the evaluation's"
+
+
+def test_an_episode_without_end_stops_with_the_remedy(algorithm: str, command_line, tmp_path):
+    words = flags(algorithm, env_id="contract_envs:Endless-v0", run_dir=tmp_path / "run", eval_episodes=1)
+    code, _, err = command_line(algorithm, *words)
+    assert code == 1 and err.count("\n") == 1 and "max_episode_steps" in err
 
 
 # ---- where it runs ---------------------------------------------------------------------------------------------------
@@ -352,6 +359,15 @@ def test_the_file_alone_runs_in_another_project(algorithm: str, tmp_path):
     assert json.loads((folder / "config.json").read_text())["history"][0]["git_commit"] is None
     result = run_script(algorithm, "--evaluate", folder, cwd=tmp_path, script=script, PYTHONPATH="")
     assert result.returncode == 0 and "my_module:MyEnv-v0, step 128, 2 episodes" in result.stdout
+
+
+def test_a_renamed_copy_is_evaluated_and_resumed(algorithm: str, tmp_path):
+    script = shutil.copy(Path(load(algorithm).__file__), tmp_path / "my_variant.py")
+    words = flags(algorithm, env_id="Pendulum-v1", total_timesteps=128, run_dir="a")
+    assert run_script(algorithm, *words, cwd=tmp_path, script=script).returncode == 0
+    for words in (["--evaluate", "a"], ["--resume", "a", "--total-timesteps", "256"]):
+        result = run_script(algorithm, *words, cwd=tmp_path, script=script)
+        assert result.returncode == 0, result.stderr
 
 
 def test_help_documents_every_flag(algorithm: str, tmp_path):

@@ -116,7 +116,7 @@ def test_actions_stay_within_each_dimensions_bounds(algorithm: str):
 # ---- saving and restoring --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", [*MUJOCO_TASKS, "CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", [*MUJOCO_TASKS, "CartPole-v1", "Pendulum-v1", "contract_envs:Aliased-v0"])
 def test_restored_environments_continue_bit_for_bit(env_id: str):
     """At several instants, into copies made from another seed, and on over the end of an episode."""
     envs = module.VectorEnvs(env_id, 2, seed=3)

@@ -452,7 +452,9 @@ def test_nan_stops_the_run(algorithm: str, env_id: str, tmp_path, command_line):
         pytest.skip("discrete actions")
     words = flags(algorithm, env_id=f"contract_envs:{env_id}", run_dir=tmp_path / "run", checkpoint_every=32)
     code, out, err = command_line(algorithm, *words)
-    assert code == 1 and re.fullmatch(r"error: .*NaN.*step 150.*last checkpoint is kept\n", err), err
+    assert code == 1 and re.fullmatch(
+        r"error: .*NaN.*step 150.*last checkpoint is kept \(look into the environment\)\n", err
+    ), err
     assert "Traceback" not in out
     saved = checkpoint(tmp_path / "run")
     assert saved["envs"]["steps"] == 128

@@ -51,25 +51,6 @@ def test_gae_truth_table(case):
     torch.testing.assert_close(adv, column(*wanted))
 
 
-def test_terminated_and_truncated_at_once_is_a_termination():
-    vector = ppo.gym.vector.SyncVectorEnv  # the flag is set by VectorEnvs, the sum is cut by gae
-
-    class Both(ppo.gym.Env):
-        observation_space, action_space = Box(-1, 1, (1,), np.float32), Box(-1, 1, (1,), np.float32)
-
-        def reset(self, *, seed=None, options=None):
-            return np.zeros(1, np.float32), {}
-
-        def step(self, action):
-            return np.ones(1, np.float32), 1.0, True, True, {}
-
-    ppo.gym.register("Both-v0", Both)
-    envs = ppo.VectorEnvs("Both-v0", 1, 0)
-    assert isinstance(envs.vector, vector)
-    _, _, terminal, done = envs.step(torch.zeros(1, 1))
-    assert terminal.tolist() == [True] and done.tolist() == [True]
-
-
 def test_gae_extremes_are_td_error_and_monte_carlo():
     torch.manual_seed(0)
     r, v, v2 = torch.randn(3, 5, 2)
@@ -170,8 +151,9 @@ def test_advantages_are_normalised_per_minibatch_and_one_alone_is_left():
         a.loss(s, actions, logp_old, adv, torch.zeros(6))[0] for adv in (torch.arange(6.0), 7 * torch.arange(6.0) - 3)
     )
     assert one.item() == pytest.approx(two.item(), rel=1e-5)
-    single = a.loss(s[:1], actions[:1], logp_old[:1], torch.tensor([2.0]), torch.zeros(1))[0]
-    assert torch.isfinite(single)
+    ratio = (a.actor.log_prob(s[:1], actions[:1])[0] - logp_old[:1]).exp().item()
+    single = a.loss(s[:1], actions[:1], logp_old[:1], torch.tensor([2.0]), torch.zeros(1))[1]["policy_loss"]
+    assert single.item() == pytest.approx(-min(2 * ratio, 2 * min(max(ratio, 0.8), 1.2)))
 
 
 @pytest.fixture
@@ -315,6 +297,34 @@ def test_running_moments_are_those_of_all_rows():
     torch.testing.assert_close(moments.mean, x.mean(0))
     torch.testing.assert_close(moments.var, x.var(0, correction=0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(moments.standardise(x).std(0, correction=0), torch.ones(3), rtol=1e-3, atol=0)
+
+
+def test_a_rollout_of_one_step_is_learned_from():
+    a = agent(num_envs=1, num_steps=64, num_minibatches=2)
+    info = a.update(rollout(a, t=1, n=1), 0.0)
+    assert all(math.isfinite(float(value)) for value in info.values())
+
+
+def test_a_policy_without_normaliser_is_saved_as_such():
+    a, b = agent(norm_obs=False), agent(norm_obs=False)
+    a.update(rollout(a), 0.0)
+    assert a.obs_stats.count == 0
+    b.load_state_dict(a.state_dict())
+    s = 50 * torch.randn(5, 3)
+    assert torch.equal(a.normalise(s), s) and torch.equal(a.act(s), b.act(s))
+
+
+def test_a_policy_loads_whatever_the_number_of_environments():
+    a, b = agent(num_envs=8), agent(num_envs=1)
+    a.update(rollout(a), 0.0)
+    b.load_state_dict(a.state_dict())
+    s = torch.randn(5, 3)
+    assert torch.equal(a.act(s), b.act(s))
+
+
+def test_float64_action_spaces_are_served_in_float32():
+    a = agent(Box(np.float64([-1, 0]), np.float64([1, 4]), dtype=np.float64))
+    assert a.act(torch.zeros(1, 3)).dtype == torch.float32
 
 
 def test_the_normaliser_is_part_of_the_saved_policy():
