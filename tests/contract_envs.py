@@ -146,10 +146,10 @@ class Unrenderable(Countdown):
 class Aliased(gym.Env):
     """Two attributes share memory: the second is a view of the first, and the dynamics write to it."""
 
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
 
     def __init__(self):
+        self.action_space = Box(-1, 1, (1,), np.float32)
         self.state = np.zeros(2)
         self.velocity = self.state[1:]
 

@@ -370,6 +370,18 @@ def test_a_renamed_copy_is_evaluated_and_resumed(algorithm: str, tmp_path):
         assert result.returncode == 0, result.stderr
 
 
+def test_the_policy_is_used_as_readme_says(algorithm: str, tmp_path):
+    """The snippet of README.md, for each algorithm, gives the action of the saved policy."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    folder = train(algorithm, env_id="Pendulum-v1", total_timesteps=128, run_dir=tmp_path / "run", capture_video=False)
+    names = {"td3": "TD3", "ppo": "PPO"}
+    snippet = snippet.replace("from td3", f"from {algorithm}").replace("TD3", names[algorithm])
+    space: dict = {}
+    exec(snippet.replace("RUN_DIR", str(folder)), space)
+    assert space["action"].shape == (1,) and abs(space["action"][0]) <= 2
+
+
 def test_help_documents_every_flag(algorithm: str, tmp_path):
     result = run_script(algorithm, "--help", cwd=tmp_path, COLUMNS="200")
     assert result.returncode == 0 and result.stderr == ""
