@@ -209,8 +209,8 @@ class TD3(nn.Module):
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor, noise: Tensor) -> Tensor:
         """The target y [n] of both critics [TD3.2]; noise is a standard normal sample of the actions' shape."""
         eps = (self.policy_noise * noise).clamp(-self.noise_clip, self.noise_clip)  # eps = clip(N(0, sigma), -c, c)
-        a2 = self.actor_target(s2) + eps * self.actor.scale  # a~ = clip(mu'(s') + eps, low, high)   [TD3.1]
-        a2 = a2.clamp(self.low, self.high)
+        a2 = self.actor_target(s2) + eps * self.actor.scale
+        a2 = a2.clamp(self.low, self.high)  # a~ = clip(mu'(s') + eps, low, high)   [TD3.1]
         q2 = torch.min(*[q(s2, a2) for q in self.critics_target])
         return r + self.gamma * (1 - terminal) * q2  # y = r + gamma (1 - terminal) min_i Q'_i(s', a~)   [TD3.2]
 
