@@ -29,7 +29,14 @@ CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps 
     "td3": {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000},
     "ppo": {"num_steps": 32, "num_minibatches": 4, "update_epochs": 2},
 }
-CHEAP_RUN = {"compile": False, "eval_episodes": 2, "eval_every": 128, "checkpoint_every": 128, "log_every": 64}
+CHEAP_RUN = {
+    "device": "cpu",
+    "compile": False,
+    "eval_episodes": 2,
+    "eval_every": 128,
+    "checkpoint_every": 128,
+    "log_every": 64,
+}
 
 
 def load(algorithm: str) -> ModuleType:

@@ -375,8 +375,7 @@ def test_the_policy_is_used_as_readme_says(algorithm: str, tmp_path):
     text = (Path(__file__).parent.parent / "README.md").read_text()
     snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     folder = train(algorithm, env_id="Pendulum-v1", total_timesteps=128, run_dir=tmp_path / "run", capture_video=False)
-    names = {"td3": "TD3", "ppo": "PPO"}
-    snippet = snippet.replace("from td3", f"from {algorithm}").replace("TD3", names[algorithm])
+    snippet = snippet.replace("from td3", f"from {algorithm}").replace("TD3", AGENTS[algorithm])
     space: dict = {}
     exec(snippet.replace("RUN_DIR", str(folder)), space)
     assert space["action"].shape == (1,) and abs(space["action"][0]) <= 2
