@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -444,3 +445,13 @@ def test_every_algorithm_and_task_has_both_kinds_at_a_million_steps():
             for kind in ("reference", "headline"):
                 rows = [row for row in published if (row.kind, row.algorithm, row.task) == (kind, algorithm, task)]
                 assert report.nearest([row.env_steps for row in rows], 1_000_000, report.SAME_STEP) is not None
+
+
+def test_the_table_in_readme_is_that_of_the_committed_results(tmp_path):
+    shutil.copytree(ROOT / "benchmarks" / "results" / "quick", tmp_path / "quick")
+    committed = (tmp_path / "quick" / "report.md").read_text()
+    readme = Path(shutil.copy(ROOT / "README.md", tmp_path))
+    result = run_report(tmp_path, "quick", "--readme", readme)
+    assert result.returncode == 0, result.stderr
+    assert readme.read_text() == (ROOT / "README.md").read_text()  # else: report.py --readme README.md
+    assert (tmp_path / "quick" / "report.md").read_text() == committed
