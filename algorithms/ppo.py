@@ -9,9 +9,9 @@ Find the policy pi that maximises J = E[sum_t gamma^t r_t] from rollouts of the 
     L^VF    = mean (V(s_t) - V_t^targ)^2                                                      [PPO.3]
     maximise  L^CLIP - c1 L^VF + c2 S[pi]   over epochs of minibatches                        [PPO.4]  S = entropy
 
-Symbols: pi = actor, V = critic, eps = clip_coef, lambda = gae_lambda, c1 = vf_coef, c2 = ent_coef; the slides write
-r_t(theta) for ratio_t. terminal is true termination, done also truncation: a truncated episode is bootstrapped with the
-value of its real last state.
+Symbols: pi = actor, V = critic, eps = clip_coef, lambda = gae_lambda, c1 = vf_coef, c2 = ent_coef, s_{t+1} = s2; the
+slides write r_t(theta) for ratio_t. terminal is true termination, done also truncation: a truncated episode is
+bootstrapped with the value of its real last state.
 
 Paper: Schulman, Wolski, Dhariwal, Radford, Klimov (2017), "Proximal Policy Optimization Algorithms"; advantages from
 Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized Advantage Estimation".
@@ -288,6 +288,7 @@ class PPO(nn.Module):
         self.discounted_return = torch.zeros(args.num_envs, device=args.run.device)
         self.minibatch_size = -(-args.num_envs * args.num_steps // args.num_minibatches)
         self.to(args.run.device)
+        # flat: all parameters as one vector theta, for one fast step; gradient: of the loss with respect to it
         self.optimizer = torch.optim.Adam([flat(self)], args.learning_rate, eps=1e-5, fused=True)
         self.gradient = gradient_function(self.loss, self, args.run, args.max_grad_norm)
 
@@ -768,8 +769,8 @@ def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
             env.render()
             return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
     except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
-        reason = " ".join(str(error).split())
-        print(f"no video ({reason}); MuJoCo needs OpenGL: `apt install libosmesa6` or libegl1, then use --evaluate")
+        reason = " ".join(str(error).split()).rstrip(".")
+        print(f"no video ({reason}); MuJoCo needs libegl1 or libosmesa6, other environments what they say")
         return None
 
 
@@ -827,6 +828,8 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write {self.folder} ({error.strerror}): choose another --run-dir") from error
         checkpoint = load_checkpoint(self.folder) if (self.folder / "checkpoint.pt").exists() else None
+        if self.args.run.resume and not checkpoint:
+            print(f"resume: {self.folder} has no checkpoint yet, so it starts again from step 0")
         steps = checkpoint["envs"]["steps"] if checkpoint else 0
         if checkpoint and steps >= self.args.total_timesteps:
             raise UserError(f"{self.folder} is complete at step {steps}: raise --total-timesteps to train on")
@@ -1132,7 +1135,9 @@ def command_line(args_class: type, defaults: Any = None) -> Any:
             r"^(?:╭| ---)[^\n]*\n(.*?)\n(?:╰|[ │]+(?:───|---)|\s*\Z)", errors.getvalue(), re.DOTALL | re.MULTILINE
         )
         message = " ".join((box[1] if box else errors.getvalue()).replace("│", " ").split())
-        raise UserError(f"{message.rstrip('.')}: see --help") from exit
+        similar = re.search(r"Perhaps you meant:\s+\W*(--[\w-]+)", errors.getvalue())
+        hint = f" (perhaps you meant {similar[1]})" if similar else ""
+        raise UserError(f"{message.rstrip('.')}{hint}: see --help") from exit
 
 
 def parse(args_class: type, algorithm: str) -> Any:

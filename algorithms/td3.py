@@ -9,9 +9,10 @@ Find the policy mu that maximises J = E[sum_t gamma^t r_t] from replayed transit
     theta' <- (1 - tau) theta' + tau theta      on every d-th update              [TD3.5]
     a      = clip(mu(s) + eps, low, high),      eps ~ N(0, sigma_explore)         [TD3.6]  behaviour policy
 
-Symbols: mu = actor, Q_i = critics, primes = *_target, sigma = policy_noise, c = noise_clip, d = policy_delay,
-sigma_explore = exploration_noise. The slides write pi_phi for mu, theta_i for the critics, sigma~ for sigma and sigma
-for sigma_explore. terminal is true termination only: a truncated episode is bootstrapped from its real last state.
+Symbols: mu = actor, Q_i = critics, primes = *_target, s' = s2, a~ = a2, sigma = policy_noise, c = noise_clip,
+d = policy_delay, sigma_explore = exploration_noise. The slides write pi_phi for mu, theta_i for the critics, sigma~ for
+sigma and sigma for sigma_explore. terminal is true termination only: a truncated episode is bootstrapped from its real
+last state. Every noise is in units of half the action range, per action dimension.
 
 Paper: Fujimoto, van Hoof, Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods".
 Lecture: "Handling Continuous Action Space", slides "TD3: Clipped double Q-learning for actor-critic", "TD3: Delayed
@@ -183,10 +184,12 @@ class TD3(nn.Module):
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
         self.updates = 0
         self.to(args.run.device)
+        # each theta is all parameters of a network as one vector: what moves it moves the network
         self.actor_theta, self.critics_theta = flat(self.actor), flat(self.critics)
         self.actor_target_theta, self.critics_target_theta = flat(self.actor_target), flat(self.critics_target)
         self.actor_optimizer = torch.optim.Adam([self.actor_theta], args.learning_rate, fused=True)
         self.critic_optimizer = torch.optim.Adam([self.critics_theta], args.learning_rate, fused=True)
+        # gradients of a loss with respect to the named network alone, compiled to one graph of forward and backward
         self.critic_gradient = gradient_function(self.critic_loss, self.critics, args.run)
         self.actor_gradient = gradient_function(self.actor_loss, self.actor, args.run)
 
@@ -283,7 +286,7 @@ def train(args: Args) -> Path:
         # learn: one update per environment step, whatever num_envs
         if learning:
             for _ in range(args.num_envs):
-                info |= agent.update(*memory.sample(args.batch_size))
+                info |= agent.update(*memory.sample(args.batch_size))  # keeps the actor's metrics between its updates
         # report, save
         run.report(info)
     return run.finish()
@@ -678,8 +681,8 @@ def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
             env.render()
             return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
     except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
-        reason = " ".join(str(error).split())
-        print(f"no video ({reason}); MuJoCo needs OpenGL: `apt install libosmesa6` or libegl1, then use --evaluate")
+        reason = " ".join(str(error).split()).rstrip(".")
+        print(f"no video ({reason}); MuJoCo needs libegl1 or libosmesa6, other environments what they say")
         return None
 
 
@@ -737,6 +740,8 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write {self.folder} ({error.strerror}): choose another --run-dir") from error
         checkpoint = load_checkpoint(self.folder) if (self.folder / "checkpoint.pt").exists() else None
+        if self.args.run.resume and not checkpoint:
+            print(f"resume: {self.folder} has no checkpoint yet, so it starts again from step 0")
         steps = checkpoint["envs"]["steps"] if checkpoint else 0
         if checkpoint and steps >= self.args.total_timesteps:
             raise UserError(f"{self.folder} is complete at step {steps}: raise --total-timesteps to train on")
@@ -1042,7 +1047,9 @@ def command_line(args_class: type, defaults: Any = None) -> Any:
             r"^(?:╭| ---)[^\n]*\n(.*?)\n(?:╰|[ │]+(?:───|---)|\s*\Z)", errors.getvalue(), re.DOTALL | re.MULTILINE
         )
         message = " ".join((box[1] if box else errors.getvalue()).replace("│", " ").split())
-        raise UserError(f"{message.rstrip('.')}: see --help") from exit
+        similar = re.search(r"Perhaps you meant:\s+\W*(--[\w-]+)", errors.getvalue())
+        hint = f" (perhaps you meant {similar[1]})" if similar else ""
+        raise UserError(f"{message.rstrip('.')}{hint}: see --help") from exit
 
 
 def parse(args_class: type, algorithm: str) -> Any:

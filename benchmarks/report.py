@@ -661,10 +661,14 @@ def draw_curves(path: Path, results: list[Result], published: list[Published]) -
 
 
 def terminal_table(suite: str, results: list[Result], published: list[Published]) -> Table:
-    """The summary for the terminal."""
-    table = Table(*SUMMARY, title=f"Results of suite {suite}", show_lines=True)
+    """The columns of the summary that fit a terminal of 80 characters; report.md has the others."""
+    kept = [
+        i for i, name in enumerate(SUMMARY) if not name.startswith(("ours: IQM", "published headline", "difference"))
+    ]
+    table = Table(*(SUMMARY[i] for i in kept), title=f"Results of suite {suite}", show_lines=True, padding=(0, 0))
     for result in results:
-        table.add_row(*(text.replace("[", "\\[") for text in summary_row(result, compare(result, published), False)))
+        row = summary_row(result, compare(result, published), False)
+        table.add_row(*(row[i].replace("[", "\\[") for i in kept))
     return table
 
 

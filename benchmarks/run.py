@@ -241,7 +241,7 @@ def table(jobs: list[Job], title: str) -> Table:
         state = job.state if job.state != "failed" else f"failed (exit {job.exit_code}), see {job.folder}/stderr.log"
         t.add_row(
             job.experiment.algorithm, job.experiment.env_id, str(job.seed), f"[{COLOURS[job.state]}]{state}",
-            f"{step:,} / {job.experiment.total_timesteps:,}",
+            f"{step / 1000:.0f}k / {job.experiment.total_timesteps / 1000:.0f}k",
             speed[0][2] if job.state == "running" and speed and step else "", evaluation,
         )  # fmt: skip
     return t
@@ -321,6 +321,7 @@ def main(args: Args) -> int:
         fail(f"cannot write --output {args.output} ({error.strerror}): choose another")
     claim = lock(suite_folder)
     interrupted = execute(jobs, args.jobs, console)
+    console.print()
     os.close(claim)
     for job in jobs:
         if job.state == "failed":
