@@ -21,7 +21,7 @@ Optimization (TRPO)", for the TD error "Actor-Critic Methods" (there of Q), for 
 Deviations from the paper, each with its reason:
   * Rollouts of 8 environments x 256 steps, not 1 x 2048: as many steps, collected with one network call for 8 of them.
   * The policy's log-std starts at -0.5 and advantages are recomputed with the current critic before every epoch: in
-    trials at 1M steps each made HalfCheetah better (all of Hopper's, Ant's and Swimmer's troubles are not cured by it).
+    trials at 1M steps each raised HalfCheetah's return; Hopper, Ant and Swimmer still have weak seeds.
   * Observations are normalised and rewards divided by the running std of the discounted return, as in most published
     PPO results, so that one learning rate fits all tasks. The statistics are fixed during a rollout and its update, so
     that ratio_t starts at exactly 1, and belong to the model, so that a saved policy is complete.
