@@ -91,11 +91,15 @@ class Job:
             return True
         last = last_rows(self.folder / "eval.csv", 1)
         reached = bool(last) and last[0][0] == str(self.experiment.total_timesteps)
-        if not reached or not (self.folder / "checkpoint.pt").exists() or self.is_busy():
-            return False
-        self.state, self.exit_code = "done", 0
-        self.write_status(status.get("command", self.command()))
-        return True
+        return reached and (self.folder / "checkpoint.pt").exists() and not self.is_busy()
+
+    def record_done(self) -> None:
+        """Mark a complete run as done, in status.json too if its harness could not."""
+        self.state = "done"
+        status = read_json(self.folder / "status.json")
+        if status.get("state") != "done":
+            self.exit_code, self.earlier = 0, status.get("seconds", 0.0)
+            self.write_status(status.get("command", self.command()))
 
     def is_busy(self) -> bool:
         """Whether a process is training in the folder; the script holds its lock while it does."""
@@ -264,6 +268,9 @@ def execute(jobs: list[Job], parallel: int, console: Console) -> bool:
     still training, started by a harness that died, is waited for.
     """
     interruptions = 0
+    for job in jobs:
+        if job.state == "done":
+            job.record_done()
     waiting, running = [job for job in jobs if job.state == "waiting"], []
 
     def interrupt(*_: Any) -> None:
@@ -279,7 +286,7 @@ def execute(jobs: list[Job], parallel: int, console: Console) -> bool:
         while running or (waiting and not interruptions):
             for job in [job for job in waiting if job.is_done()]:
                 waiting.remove(job)
-                job.state = "done"
+                job.record_done()
             startable = [job for job in waiting if not job.is_busy()]
             while startable and len(running) < parallel and not interruptions:
                 job = startable.pop(0)

@@ -170,7 +170,9 @@ def test_a_run_that_outlived_its_harness_counts_as_done(suite):
     path = jobs[0].folder / "status.json"
     path.write_text(json.dumps(status(jobs[0]) | {"state": "running"}))  # what a killed harness leaves behind
     again = suite(ppo(steps=256))
-    assert again[0].state == "done" and status(again[0])["state"] == "done"
+    assert again[0].state == "done" and status(again[0])["state"] == "running", "planning writes nothing"
+    execute(again)
+    assert status(again[0])["state"] == "done" and status(again[0])["exit_code"] == 0
 
 
 def test_a_run_still_going_is_waited_for(suite):
