@@ -522,26 +522,36 @@ def descend(optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
 
 
 def flat_size(space: gym.Space) -> int:
-    """Length of a flat observation. Raises UserError for images, dictionaries and other spaces."""
+    """Length of a flat observation. Raises UserError for images and other spaces."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise UserError(f"observations {space} are not flat vectors: wrap the environment in FlattenObservation")
     return space.shape[0]
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """gymnasium.make, with the current folder importable. Raises UserError if there is no such environment."""
+    """gymnasium.make, with the current folder importable. Raises UserError if there is no such environment.
+
+    Observations that are a dictionary of vectors (goals, say) are joined to one vector, in the order of their keys.
+    """
     module, _, name = env_id.rpartition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         if module:
             importlib.import_module(module)
-        return gym.make(name, **kwargs)
+        elif name not in gym.registry and version("gymnasium-robotics"):
+            importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves when imported
+        env = gym.make(name, **kwargs)
     except gym.error.Error as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"--env-id {env_id}: {reason}; `gymnasium.pprint_registry()` lists what there is") from error
     except ImportError as error:
         raise UserError(f"--env-id {env_id}: {error}: install it or run from the folder that holds it") from error
+    space = env.observation_space
+    vectors = isinstance(space, gym.spaces.Dict) and all(
+        isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in space.values()
+    )
+    return gym.wrappers.FlattenObservation(env) if vectors else env
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:

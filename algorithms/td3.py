@@ -22,7 +22,8 @@ Deviations from the paper, each with its reason:
   * Networks 256-256, learning rate 3e-4, batch 256, 25 000 random first steps, not 400-300, 1e-3, 100 and 10 000 (1 000
     on small tasks): the settings of the authors' later code.
   * Noise and its clip are in half action ranges, per action dimension, as in the authors' code: bounds differ by task.
-  * With several environments there is still one update per environment step, made in bursts of `num_envs`.
+  * 8 environments, stepped together and followed by 8 updates, not 1 and 1: there is still one update per environment
+    step, and more steps per second. `--num-envs 1` is the paper's loop.
 
     python td3.py --env-id Hopper-v5 --seed 1
     python td3.py --evaluate runs/Hopper-v5/td3/RUN --eval-episodes 20
@@ -40,6 +41,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import os
@@ -82,7 +84,7 @@ class Args:
     """Seed of everything random (>= 0)."""
     total_timesteps: Annotated[int, Range(1)] = 1_000_000
     """Environment steps of the whole run, counted over all environments (a multiple of num-envs)."""
-    num_envs: Annotated[int, Range(1)] = 1
+    num_envs: Annotated[int, Range(1)] = 8
     """Environments stepped side by side (>= 1)."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
     """Adam step size of actor and critic (>= 0)."""
@@ -124,30 +126,34 @@ class Args:
 # ======================================================================================================================
 
 
+def relu_mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers from sizes[0] inputs to sizes[-1] outputs with ReLU between them, initialised as PyTorch does."""
+    layers = [layer for shape in itertools.pairwise(sizes) for layer in (nn.Linear(*shape), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
 class DeterministicActor(nn.Module):
     """mu: s [n, obs] -> action [n, act] in the environment's units, inside its bounds, dimension by dimension."""
 
-    def __init__(self, obs_dim: int, low: Tensor, high: Tensor):
+    def __init__(self, obs_dim: int, low: Tensor, high: Tensor, hidden: tuple[int, ...] = (256, 256)):
         super().__init__()
-        self.l1, self.l2, self.l3 = nn.Linear(obs_dim, 256), nn.Linear(256, 256), nn.Linear(256, len(low))
+        self.net = relu_mlp(obs_dim, *hidden, len(low))
         self.register_buffer("scale", (high - low) / 2)  # half the action range
         self.register_buffer("centre", (high + low) / 2)
 
     def forward(self, s: Tensor) -> Tensor:
-        h = torch.relu(self.l2(torch.relu(self.l1(s))))
-        return self.centre + self.scale * torch.tanh(self.l3(h))
+        return self.centre + self.scale * torch.tanh(self.net(s))
 
 
 class Critic(nn.Module):
     """Q: s [n, obs], a [n, act] -> value [n]."""
 
-    def __init__(self, obs_dim: int, act_dim: int):
+    def __init__(self, obs_dim: int, act_dim: int, hidden: tuple[int, ...] = (256, 256)):
         super().__init__()
-        self.l1, self.l2, self.l3 = nn.Linear(obs_dim + act_dim, 256), nn.Linear(256, 256), nn.Linear(256, 1)
+        self.net = relu_mlp(obs_dim + act_dim, *hidden, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        h = torch.relu(self.l2(torch.relu(self.l1(torch.cat([s, a], -1)))))
-        return self.l3(h).squeeze(-1)
+        return self.net(torch.cat([s, a], -1)).squeeze(-1)
 
 
 # ======================================================================================================================
@@ -425,7 +431,7 @@ class Replay:
 
 
 def flat_size(space: gym.Space) -> int:
-    """Length of a flat observation. Raises UserError for images, dictionaries and other spaces."""
+    """Length of a flat observation. Raises UserError for images and other spaces."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise UserError(f"observations {space} are not flat vectors: wrap the environment in FlattenObservation")
     return space.shape[0]
@@ -441,19 +447,29 @@ def bounds(space: gym.Space, algorithm: str) -> tuple[Tensor, Tensor]:
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """gymnasium.make, with the current folder importable. Raises UserError if there is no such environment."""
+    """gymnasium.make, with the current folder importable. Raises UserError if there is no such environment.
+
+    Observations that are a dictionary of vectors (goals, say) are joined to one vector, in the order of their keys.
+    """
     module, _, name = env_id.rpartition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         if module:
             importlib.import_module(module)
-        return gym.make(name, **kwargs)
+        elif name not in gym.registry and version("gymnasium-robotics"):
+            importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves when imported
+        env = gym.make(name, **kwargs)
     except gym.error.Error as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"--env-id {env_id}: {reason}; `gymnasium.pprint_registry()` lists what there is") from error
     except ImportError as error:
         raise UserError(f"--env-id {env_id}: {error}: install it or run from the folder that holds it") from error
+    space = env.observation_space
+    vectors = isinstance(space, gym.spaces.Dict) and all(
+        isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in space.values()
+    )
+    return gym.wrappers.FlattenObservation(env) if vectors else env
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 ALGORITHMS = Path(__file__).parent.parent / "algorithms"
 WRITTEN_PER_FILE = {"Args", "train"}
-DIFFERENT_DEFAULTS = {
-    "num_envs": "on-policy rollouts are collected from 8 environments for speed; off-policy methods update after "
-    "every step, so more environments bring nothing",
+DIFFERENT_DEFAULTS = {  # settings whose best value is a matter of the algorithm
+    "learning_rate": "each method's published step size",
 }
 IMPORTABLE = {  # import name -> requirement
     "gymnasium": "gymnasium", "numpy": "numpy", "torch": "torch", "tyro": "tyro", "tqdm": "tqdm", "wandb": "wandb",

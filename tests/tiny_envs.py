@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 
 
 class EndlessChain(gym.Env):
@@ -68,3 +68,30 @@ class Crash(EndlessChain):
 
 
 gym.register("Crash-v0", Crash, max_episode_steps=5)
+
+
+class PointGoal(gym.Env):
+    """A point in the plane is pushed to a goal: reward 0 within 0.15 of it, else -1. Dict spaces as of a GoalEnv."""
+
+    action_space = Box(-1, 1, (2,), np.float32)
+    observation_space = Dict({name: Box(-2, 2, (2,)) for name in ("observation", "achieved_goal", "desired_goal")})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.point = np.zeros(2, np.float32)
+        self.goal = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.observe(), {}
+
+    def step(self, action):
+        self.point = np.clip(self.point + 0.2 * np.clip(action, -1, 1), -1, 1).astype(np.float32)
+        reward = float(self.compute_reward(self.point, self.goal, {}))
+        return self.observe(), reward, False, False, {"is_success": float(reward == 0)}
+
+    def observe(self):
+        return {"observation": self.point.copy(), "achieved_goal": self.point.copy(), "desired_goal": self.goal.copy()}
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return -(np.linalg.norm(achieved_goal - desired_goal, axis=-1) > 0.15).astype(np.float32)
+
+
+gym.register("PointGoal-v0", PointGoal, max_episode_steps=15)

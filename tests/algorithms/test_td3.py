@@ -44,7 +44,7 @@ class Value(nn.Module):
 
 def fixed_actor(td3_agent: TD3, tanh_output: float) -> None:
     """Make the target actor return centre + tanh_output * scale everywhere."""
-    last = td3_agent.actor_target.l3
+    last = td3_agent.actor_target.net[4]
     last.weight.zero_()
     last.bias.fill_(np.arctanh(tanh_output))
 
@@ -90,7 +90,7 @@ def test_actor_loss_is_minus_the_first_critics_value():
     a = agent()
     a.critics = nn.ModuleList([Value(1.0, 2.0), Value(100.0, 100.0)])
     with torch.no_grad():
-        last = a.actor.l3
+        last = a.actor.net[4]
         last.weight.zero_()
         last.bias.copy_(torch.atanh(torch.tensor([0.5, -0.5])))  # mu = (0.5, 1)
     assert a.actor_loss(torch.randn(4, 3))[0].item() == pytest.approx(-2.5)
@@ -169,8 +169,8 @@ def test_actor_step_leaves_the_critics_alone_and_ascends_q():
 def test_behaviour_stays_inside_bounds_and_has_the_right_noise_in_each_dimension():
     a = agent(exploration_noise=0.1)
     with torch.no_grad():
-        a.actor.l3.weight.zero_()
-        a.actor.l3.bias.zero_()
+        a.actor.net[4].weight.zero_()
+        a.actor.net[4].bias.zero_()
     actions = a.explore(torch.zeros(20_000, 3))
     torch.testing.assert_close(actions.mean(0), torch.tensor([0.0, 2.0]), atol=0.01, rtol=0)
     torch.testing.assert_close(actions.std(0), torch.tensor([0.1, 0.2]), atol=0.005, rtol=0)
@@ -231,7 +231,7 @@ def chain_value(tmp_path, monkeypatch, truncation_is_termination: bool) -> float
             return s2, r, done, done
 
         monkeypatch.setattr(td3.VectorEnvs, "step", wrong)
-    folder = td3.train(settings(tmp_path / "run", "tiny_envs:Chain-v0", 700, gamma=0.8, tau=0.05))
+    folder = td3.train(settings(tmp_path / "run", "tiny_envs:Chain-v0", 704, gamma=0.8, tau=0.05))
     with open(folder / "metrics.csv") as file:
         return float(list(csv.DictReader(file))[-1]["q"])
 
@@ -254,7 +254,7 @@ def test_one_update_per_environment_step_whatever_num_envs(tmp_path, num_envs):
 
 
 def test_learns_asymmetric_actions_in_seconds(tmp_path):
-    folder = td3.train(settings(tmp_path / "run", "tiny_envs:Match-v0", 1500))
+    folder = td3.train(settings(tmp_path / "run", "tiny_envs:Match-v0", 1504))
     assert final_return(folder) > -0.15  # the best constant action gets about -0.8
 
 
