@@ -87,7 +87,7 @@ class Args:
     num_envs: Annotated[int, Range(1)] = 8
     """Environments stepped side by side (>= 1)."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
-    """Adam step size of actor and critic (>= 0)."""
+    """Step size of the optimiser (>= 0)."""
     gamma: Annotated[float, Range(0, 1)] = 0.99
     """Discount factor (0 to 1)."""
     tau: Annotated[float, Range(0, 1)] = 0.005
@@ -458,7 +458,8 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         if module:
             importlib.import_module(module)
         elif name not in gym.registry and version("gymnasium-robotics"):
-            importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves when imported
+            with contextlib.redirect_stderr(io.StringIO()):  # a notice on tasks of other versions than is installed
+                importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves when imported
         env = gym.make(name, **kwargs)
     except gym.error.Error as error:
         reason = " ".join(str(error).split()).rstrip(".")

@@ -1,13 +1,14 @@
 """Speed of the scripts, beside Stable-Baselines3 where it is installed, and TD3's share of what the machine can do.
 
-    python benchmarks/speed.py                     # needs about 10 quiet minutes
-    python benchmarks/speed.py --memory            # also the memory of a TD3 run with a full replay of 1M transitions
-    pip install stable-baselines3==2.9.2           # the peer; without it only our own figures are printed
+    python benchmarks/speed.py                               # needs about 40 quiet minutes
+    python benchmarks/speed.py --algorithms td3 --memory     # also a TD3 run's memory with a full replay
+    pip install stable-baselines3==2.9.2 sb3-contrib==2.9.2  # the peers; without them only our own figures are printed
 
-HalfCheetah-v5, one thread each, in alternation (ours, theirs, ours, ...), each measurement in a fresh process.
-Compilation, the first rollouts or updates, evaluation and checkpoints are not counted. Both sides use the same
-networks, batch size, rollout length, normalisation and update ratio. PPO's peer is measured as it comes, with one
-environment (sb3), and with the 8 environments that our script uses (sb3_8_envs).
+One thread each, in alternation (ours, theirs, ours, ...), each measurement in a fresh process, on HalfCheetah-v5
+(her_ddpg: FetchPush-v4). Compilation, the first rollouts or updates, evaluation and checkpoints are not counted. Both
+sides use the same networks, batch size, rollout length, normalisation and update ratio. The peers are measured as they
+come, with one environment (sb3), and with the 8 environments that our scripts use (sb3_8_envs). REINFORCE has no peer
+of its own and stands beside their A2C; HER-DDPG's figure is how its time is divided.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,61 +30,82 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from run import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
-ENV_ID = "HalfCheetah-v5"
+ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")
+OFF_POLICY = ("ddpg", "td3", "sac")
+LEARNING_STARTS = 304  # off-policy: steps with random actions, inside the warm-up
+WARM_UP = 1_000  # off-policy: steps that are not counted; on-policy scripts take three rollouts of at most 8 192 steps
+GUESS = {  # steps/s that set the length of a measurement: ours, theirs
+    "reinforce": (8000, 1400), "a2c": (6000, 1400), "trpo": (7000, 2200), "ppo": (6000, 1600),
+    "ddpg": (180, 130), "td3": (150, 110), "sac": (110, 80), "her_ddpg": (600, 0),
+}  # fmt: skip
 
 
 @dataclass
 class Args:
     """What to measure."""
 
-    algorithms: tuple[str, ...] = ("ppo", "td3")
+    algorithms: tuple[str, ...] = (*ON_POLICY, *OFF_POLICY, "her_ddpg")
     """Scripts to measure."""
     repeats: int = 3
     """Measurements of each side (>= 1); the median is reported."""
     seconds: float = 30.0
     """Length of one measurement, after warm-up (seconds, > 0)."""
+    device: str = "cpu"
+    """Where both sides compute: cpu or cuda."""
     memory: bool = False
     """Also measure TD3's memory with a full replay of 1M transitions (about 3 minutes)."""
+    output: str | None = None
+    """Also write the table to this file (markdown)."""
 
 
-# Steps of warm-up that are not counted, and a first guess of steps/s that sets the length of a measurement.
-WARM_UP = {"ppo": 3 * 2048, "td3": 400}
-GUESS = {"ppo": {"ours": 6000, "sb3": 1600, "sb3_8_envs": 2500}, "td3": {"ours": 160, "sb3": 110}}
-LEARNING_STARTS = 300  # TD3: steps with random actions, inside the warm-up
-
-
-def ours(algorithm: str, steps: int) -> float:
-    """Steps/s of our script over `steps` steps after the warm-up, from its own metrics.csv."""
+def script(algorithm: str) -> Any:
+    """The algorithm's file as a module."""
     sys.path.insert(0, str(ROOT / "algorithms"))
-    module = __import__(algorithm)
+    return __import__(algorithm)
+
+
+def task(algorithm: str) -> str:
+    """The environment that an algorithm is measured on."""
+    return "FetchPush-v4" if algorithm == "her_ddpg" else "HalfCheetah-v5"
+
+
+def warm_up(algorithm: str) -> int:
+    """Steps that are not counted."""
+    return WARM_UP if algorithm in OFF_POLICY else 24_576
+
+
+def ours(algorithm: str, steps: int, device: str) -> float:
+    """Steps/s of our script over `steps` steps after the warm-up, from its own metrics.csv."""
+    module = script(algorithm)
     with tempfile.TemporaryDirectory() as folder:
         run = module.RunArgs(
-            device="cpu",
+            device=device,
             run_dir=f"{folder}/run",
             eval_every=10**9,
             eval_episodes=1,
             checkpoint_every=10**9,
             log_every=100,
         )
-        own = {"learning_starts": LEARNING_STARTS} if algorithm == "td3" else {}
-        total = WARM_UP[algorithm] + steps
-        total -= total % 2048 if algorithm == "ppo" else 0
+        own = {"learning_starts": LEARNING_STARTS} if algorithm in OFF_POLICY else {}
+        total = (warm_up(algorithm) + steps) // 8192 * 8192 + 8192 if algorithm in ON_POLICY else warm_up(algorithm)
+        total += 0 if algorithm in ON_POLICY else steps // 8 * 8
         with contextlib.redirect_stdout(None):
-            module.train(module.Args(env_id=ENV_ID, total_timesteps=total, run=run, **own))
+            module.train(module.Args(env_id=task(algorithm), total_timesteps=total, run=run, **own))
         with open(f"{folder}/run/metrics.csv") as file:
             rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
-    (first, t0), (last, t1) = next(row for row in rows if row[0] >= WARM_UP[algorithm]), rows[-1]
+    (first, t0), (last, t1) = next(row for row in rows if row[0] >= warm_up(algorithm)), rows[-1]
     return (last - first) / (t1 - t0)
 
 
-def sb3_8_envs(algorithm: str, steps: int) -> float:
+def sb3_8_envs(algorithm: str, steps: int, device: str) -> float:
     """Steps/s of Stable-Baselines3 with 8 environments, which is not its default but ours."""
-    return sb3(algorithm, steps, num_envs=8)
+    return sb3(algorithm, steps, device, num_envs=8)
 
 
-def sb3(algorithm: str, steps: int, num_envs: int = 1) -> float:
+def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
     """Steps/s of Stable-Baselines3 with the same networks, batch, rollout length, normalisation and update ratio."""
     import numpy as np
     import stable_baselines3 as peer
@@ -94,30 +117,83 @@ def sb3(algorithm: str, steps: int, num_envs: int = 1) -> float:
 
     torch.set_num_threads(1)
     clock: list[tuple[int, float]] = []
+    start = min(warm_up(algorithm), 6_144)
 
     class Clock(BaseCallback):
         """Time at the first step after the warm-up and at every step after it."""
 
         def _on_step(self) -> bool:
-            if self.num_timesteps >= WARM_UP[algorithm]:
+            if self.num_timesteps >= start:
                 clock[1:] = [(self.num_timesteps, time.perf_counter())] if clock else []
                 if not clock:
                     clock.append((self.num_timesteps, time.perf_counter()))
             return True
 
-    if algorithm == "ppo":
-        envs = VecNormalize(make_vec_env(ENV_ID, n_envs=num_envs))
-        model = peer.PPO("MlpPolicy", envs, n_steps=2048 // num_envs, batch_size=64, n_epochs=10, device="cpu")
+    envs = make_vec_env(task(algorithm), n_envs=num_envs)
+    args = script(algorithm).Args()
+    if algorithm in ON_POLICY:
+        envs = VecNormalize(envs)
+        rollout = (args.num_envs * args.num_steps if hasattr(args, "num_steps") else 40) // num_envs
+        if algorithm == "ppo":
+            model = peer.PPO("MlpPolicy", envs, n_steps=rollout, batch_size=64, n_epochs=10, device=device)
+        elif algorithm == "trpo":
+            from sb3_contrib import TRPO
+
+            model = TRPO("MlpPolicy", envs, n_steps=rollout, device=device)
+        else:  # A2C as it comes: 5 steps per environment and update
+            model = peer.A2C("MlpPolicy", envs, device=device)
     else:
-        envs = make_vec_env(ENV_ID, n_envs=1)
-        noise = NormalActionNoise(np.zeros(6), 0.1 * np.ones(6))
-        model = peer.TD3(
-            "MlpPolicy", envs, learning_rate=3e-4, batch_size=256, learning_starts=LEARNING_STARTS, train_freq=1,
-            gradient_steps=1, action_noise=noise, policy_kwargs={"net_arch": [256, 256]}, device="cpu",
+        own = {"ddpg": {"learning_rate": 1e-3}, "td3": {"learning_rate": 3e-4}, "sac": {}}[algorithm]
+        if algorithm != "sac":
+            own["action_noise"] = NormalActionNoise(np.zeros(6), 0.1 * np.ones(6))
+        model = {"ddpg": peer.DDPG, "td3": peer.TD3, "sac": peer.SAC}[algorithm](
+            "MlpPolicy", envs, batch_size=256, learning_starts=LEARNING_STARTS, train_freq=1, gradient_steps=num_envs,
+            policy_kwargs={"net_arch": [256, 256]}, device=device, **own,
         )  # fmt: skip
-    model.learn(WARM_UP[algorithm] + steps, callback=Clock())
+    model.learn(start + steps, callback=Clock())
     (first, t0), (last, t1) = clock
     return (last - first) / (t1 - t0)
+
+
+def her_shares(steps: int, device: str) -> tuple[float, float, float]:
+    """(steps/s, share of the time spent in the environments, share in updates and sampling) of her_ddpg.
+
+    Counted from the first update on; evaluation and checkpoints are switched off as in `ours`.
+    """
+    module = script("her_ddpg")
+    spent = {"step": 0.0, "update": 0.0}
+    began: list[tuple[int, float]] = []
+
+    def timed(name: str, function: Any) -> Any:
+        def call(self: Any, *arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = function(self, *arguments)
+            if began:
+                spent[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    report = module.Run.report
+
+    def reported(self: Any, info: dict) -> None:
+        report(self, info)
+        if not began and self.envs.steps >= 4_000:
+            began.append((self.envs.steps, time.perf_counter()))
+        clock[:] = [self.envs.steps, time.perf_counter()]
+
+    clock: list[float] = []
+    module.VectorEnvs.step = timed("step", module.VectorEnvs.step)
+    module.HER_DDPG.update = timed("update", module.HER_DDPG.update)
+    module.HindsightReplay.sample = timed("update", module.HindsightReplay.sample)
+    module.Run.report = reported
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        run = module.RunArgs(
+            device=device, run_dir=f"{folder}/run", eval_every=10**9, eval_episodes=1, checkpoint_every=10**9
+        )
+        module.train(module.Args(env_id=task("her_ddpg"), total_timesteps=(4_000 + steps) // 8 * 8, run=run))
+    seconds = clock[1] - began[0][1]
+    return (clock[0] - began[0][0]) / seconds, spent["step"] / seconds, spent["update"] / seconds
 
 
 def matrix_rate() -> float:
@@ -135,13 +211,11 @@ def matrix_rate() -> float:
 
 def td3_update_flops() -> float:
     """Float32 operations of one TD3 update (the mean of one with and one without the actor), counted by PyTorch."""
-    sys.path.insert(0, str(ROOT / "algorithms"))
     import gymnasium as gym
-    import td3
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    env = gym.make(ENV_ID)
+    td3, env = script("td3"), gym.make(task("td3"))
     args = td3.Args(run=td3.RunArgs(device="cpu", compile=False))
     agent = td3.TD3(env.observation_space, env.action_space, args)
     n, obs, act = args.batch_size, env.observation_space.shape[0], env.action_space.shape[0]
@@ -154,12 +228,10 @@ def td3_update_flops() -> float:
 
 def td3_memory() -> float:
     """Peak resident memory in MB of a TD3 run with a full replay of 1M HalfCheetah transitions, checkpoint included."""
-    sys.path.insert(0, str(ROOT / "algorithms"))
-    import td3
-
+    td3 = script("td3")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         run = td3.RunArgs(device="cpu", run_dir=f"{folder}/run", eval_every=10**9, checkpoint_every=500_000)
-        td3.train(td3.Args(env_id=ENV_ID, learning_starts=1_000_000, total_timesteps=1_000_300, run=run))
+        td3.train(td3.Args(env_id=task("td3"), learning_starts=1_000_000, total_timesteps=1_000_400, run=run))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -177,39 +249,72 @@ def installed(package: str) -> str | None:
         return None
 
 
+def compare(algorithm: str, args: Args, peer: bool) -> tuple[list[str], list[float]]:
+    """Measure our script and its peers in alternation: the cells of its row, and our figures one by one."""
+    sides = {"ours": ours} | ({"sb3": sb3, "sb3_8_envs": sb3_8_envs} if peer else {})
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(args.repeats):
+        for side, measure in sides.items():
+            guess = GUESS[algorithm][side != "ours"]
+            rates[side].append(fresh(measure, algorithm, int(args.seconds * guess), args.device))
+    cells = [algorithm, task(algorithm)]
+    for side in ("ours", "sb3", "sb3_8_envs"):
+        listed = ", ".join(f"{rate:.0f}" for rate in rates.get(side, []))
+        cells.append(f"{statistics.median(rates[side]):.0f} ({listed})" if side in rates else "-")
+    for side in ("sb3", "sb3_8_envs"):
+        ratios = [a / b for a, b in zip(rates["ours"], rates.get(side, []), strict=False)]
+        cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
+    return cells, rates["ours"]
+
+
 def main(args: Args) -> None:
-    """Measure in alternation and print."""
+    """Measure in alternation, print as it goes, and write the file at the end."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    peer = installed("stable-baselines3")
-    print(f"{ENV_ID}, one thread, torch {installed('torch')}, stable-baselines3 {peer or 'not installed'}")
+    peer = bool(installed("stable-baselines3") and installed("sb3-contrib"))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    lines: list[str] = []
+
+    def say(line: str = "") -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    versions = ", ".join(f"{name} {installed(name) or 'not installed'}" for name in
+                         ("torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"))  # fmt: skip
+    say("# Speed")
+    say()
+    command = " ".join(["python", *sys.argv])
+    say(f"`{command}`, commit {commit.strip() or 'unknown'}, {hardware()}, device {args.device}, one thread,")
+    say(f"Python {sys.version.split()[0]}, {versions}. Steps/s: median (each measurement).")
+    say()
+    say("| algorithm | task | ours | SB3, 1 env | SB3, 8 envs | ours / SB3 | ours / SB3 with 8 envs |")
+    say("|---|---|---|---|---|---|---|")
+    notes = []
     for algorithm in args.algorithms:
-        sides = {"ours": ours}
-        if peer:
-            sides |= {"sb3": sb3, "sb3_8_envs": sb3_8_envs} if algorithm == "ppo" else {"sb3": sb3}
-        rates: dict[str, list[float]] = {side: [] for side in sides}
-        matrix: list[float] = []
-        for _ in range(args.repeats):
-            matrix.append(fresh(matrix_rate))
-            for side, measure in sides.items():
-                rates[side].append(fresh(measure, algorithm, int(args.seconds * GUESS[algorithm][side])))
-        for side in sides:
-            listed = ", ".join(f"{rate:.0f}" for rate in rates[side])
-            print(f"{algorithm} {side}: {statistics.median(rates[side]):.0f} steps/s  (of {listed})")
-        for side in list(sides)[1:]:
-            ratios = [a / b for a, b in zip(rates["ours"], rates[side], strict=True)]
-            print(
-                f"{algorithm} ours / {side}: {statistics.median(ratios):.2f}  ({', '.join(f'{r:.2f}' for r in ratios)})"
-            )
-        if algorithm == "td3":
-            flops = fresh(td3_update_flops)
-            shares = [rate * flops / m for rate, m in zip(rates["ours"], matrix, strict=True)]
-            best = statistics.median(matrix)
-            print(
-                f"td3 update: {flops / 1e9:.3f} GFLOP; matrix products {best / 1e9:.0f} GFLOP/s, "
-                f"so at most {best / flops:.0f} steps/s; ours reaches {statistics.median(shares):.0%} of that"
+        if algorithm == "her_ddpg":
+            measured = [fresh(her_shares, int(args.seconds * GUESS[algorithm][0]), args.device)
+                        for _ in range(args.repeats)]  # fmt: skip
+            rate, stepping, updating = (statistics.median(x) for x in zip(*measured, strict=True))
+            listed = ", ".join(f"{m[0]:.0f}" for m in measured)
+            say(f"| {algorithm} | {task(algorithm)} | {rate:.0f} ({listed}) | - | - | - | - |")
+            notes.append(f"her_ddpg: {stepping:.0%} of the time is spent stepping the environments, {updating:.0%} in "
+                         "sampling and updates")  # fmt: skip
+            continue
+        before = [fresh(matrix_rate) for _ in range(2)] if algorithm == "td3" else []
+        cells, rates = compare(algorithm, args, peer)
+        say(f"| {' | '.join(cells)} |")
+        if algorithm == "td3" and args.device == "cpu":
+            matrix, flops = statistics.median([*before, fresh(matrix_rate)]), fresh(td3_update_flops)
+            notes.append(
+                f"td3: an update takes {flops / 1e9:.3f} GFLOP; matrix products run at {matrix / 1e9:.0f} GFLOP/s, so "
+                f"at most {matrix / flops:.0f} steps/s; ours reaches {statistics.median(rates) * flops / matrix:.0%}"
             )
     if args.memory:
-        print(f"td3 with a full replay of 1M transitions: {fresh(td3_memory):.0f} MB resident at most")
+        notes.append(f"td3 with a full replay of 1M transitions: {fresh(td3_memory):.0f} MB resident at most")
+    say()
+    for note in notes:
+        say(f"- {note}")
+    if args.output:
+        Path(args.output).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

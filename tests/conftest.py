@@ -17,17 +17,28 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALGORITHMS = ["td3", "ppo"]
-AGENTS = {"td3": "TD3", "ppo": "PPO"}
-CONTINUOUS_ONLY = ["td3"]  # algorithms that refuse discrete actions
-HAS_REPLAY = ["td3"]  # algorithms with --buffer-size, --batch-size and --learning-starts
+ON_POLICY = ["reinforce", "a2c", "ppo", "trpo"]
+HAS_REPLAY = ["ddpg", "td3", "sac", "her_ddpg"]  # with --buffer-size, --batch-size, --learning-starts; continuous only
+ALGORITHMS = [*ON_POLICY, *HAS_REPLAY]
+AGENTS = {name: name.upper() for name in ALGORITHMS}
+FIXED_ROLLOUTS = ["a2c", "ppo", "trpo"]  # learn after every num_envs x num_steps steps; REINFORCE after whole episodes
+# for what the shared blocks, the same text everywhere, decide alone: one on-policy, one off-policy algorithm
+of_shared_blocks = pytest.mark.parametrize("algorithm", ["ppo", "td3"])
 MUJOCO_TASKS = [
     "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5", "InvertedDoublePendulum-v5",
     "InvertedPendulum-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5", "Walker2d-v5",
 ]  # fmt: skip
+REPLAY = {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000}
+ROLLOUTS = {"num_steps": 32}
 CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps hold many gradient steps
-    "td3": {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000},
-    "ppo": {"num_steps": 32, "num_minibatches": 4, "update_epochs": 2},
+    "reinforce": {"episodes_per_update": 1},
+    "a2c": {"num_steps": 8},
+    "ppo": ROLLOUTS | {"num_minibatches": 4, "update_epochs": 2},
+    "trpo": ROLLOUTS,
+    "ddpg": REPLAY,
+    "td3": REPLAY,
+    "sac": REPLAY,
+    "her_ddpg": REPLAY | {"episodes_per_cycle": 1, "updates_per_cycle": 4},
 }
 CHEAP_RUN = {
     "device": "cpu",
@@ -48,6 +59,13 @@ def load(algorithm: str) -> ModuleType:
     return sys.modules[algorithm]
 
 
+def task(algorithm: str, env_id: str) -> str:
+    """The environment; for her_ddpg, which needs goals, its goal-conditioned form in contract_envs.py."""
+    if algorithm != "her_ddpg" or "Goal" in env_id or env_id.startswith("Fetch"):
+        return env_id
+    return f"contract_envs:Goal{env_id.split(':')[-1]}"
+
+
 def settings(algorithm: str, **changes: Any) -> Any:
     """Args of a cheap run; names of RunArgs go there, all others to Args."""
     module = load(algorithm)
@@ -55,6 +73,7 @@ def settings(algorithm: str, **changes: Any) -> Any:
     run = CHEAP_RUN | {name: value for name, value in changes.items() if name in names}
     own = {"env_id": "Reacher-v5", "total_timesteps": 256, "num_envs": 1} | CHEAP[algorithm]
     own |= {name: value for name, value in changes.items() if name not in names}
+    own["env_id"] = task(algorithm, own["env_id"])
     return module.Args(**own, run=module.RunArgs(**run))
 
 

@@ -120,14 +120,31 @@ class Image(Countdown):
         return np.zeros((8, 8, 3), np.uint8), {}
 
 
-class Goal(Countdown):
-    """Observations are dictionaries."""
+class AsGoal(gym.Wrapper):
+    """Any environment as a goal-conditioned one: the first two observations are what is achieved, the goal is (0, 0).
 
-    observation_space = Dict({"observation": Box(-1, 1, (2,)), "goal": Box(-1, 1, (2,))})
+    Rewards stay the environment's own; only those of relabelled goals come from compute_reward.
+    """
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return {"observation": np.zeros(2, np.float32), "goal": np.zeros(2, np.float32)}, {}
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        inner, part = env.observation_space, Box(-np.inf, np.inf, (min(2, env.observation_space.shape[0]),))
+        self.observation_space = Dict({"observation": inner, "achieved_goal": part, "desired_goal": part})
+
+    def join(self, obs: np.ndarray) -> dict[str, np.ndarray]:
+        achieved = obs[:2].astype(np.float32)
+        return {"observation": obs, "achieved_goal": achieved, "desired_goal": np.zeros_like(achieved)}
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        return self.join(obs), info
+
+    def step(self, action):
+        obs, *rest = self.env.step(action)
+        return self.join(obs), *rest
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return -np.linalg.norm(achieved_goal - desired_goal, axis=-1)
 
 
 class Unrenderable(Countdown):
@@ -181,4 +198,14 @@ gym.register("BrokenObs-v0", Broken, kwargs={"what": "obs"})
 gym.register("BrokenObsDiscrete-v0", Broken, kwargs={"what": "obs", "discrete": True})
 gym.register("Strict-v0", Strict)
 gym.register("Image-v0", Image)
-gym.register("Goal-v0", Goal)
+
+for name in [
+    "Countdown-v0", "Both-v0", "Truncated-v0", "Success-v0", "Hidden-v0", "BrokenReward-v0", "BrokenObs-v0",
+    "Strict-v0", "Unrenderable-v0", "Aliased-v0", "Pendulum-v1",
+    *(n for n in gym.registry if "mujoco" in str(gym.spec(n).entry_point) and n.endswith("-v5")),
+]:  # fmt: skip
+    gym.register(
+        f"Goal{name}",
+        lambda name=name, **kwargs: AsGoal(gym.make(name, max_episode_steps=-1, **kwargs)),
+        max_episode_steps=gym.spec(name).max_episode_steps or 200,
+    )

@@ -17,6 +17,15 @@ ALGORITHMS = Path(__file__).parent.parent / "algorithms"
 WRITTEN_PER_FILE = {"Args", "train"}
 DIFFERENT_DEFAULTS = {  # settings whose best value is a matter of the algorithm
     "learning_rate": "each method's published step size",
+    "num_steps": "A2C makes one gradient step per rollout, so rollouts are short; TRPO one policy step",
+    "update_epochs": "TRPO's are full-batch steps of the critic alone",
+    "num_minibatches": "TRPO's are full-batch steps of the critic alone",
+    "num_envs": "REINFORCE: whole episodes of 1000 steps per update, so more environments mean fewer updates",
+    "env_id": "her_ddpg needs a task with goals",
+    "gamma": "HER's episodes of 50 steps: 1 - 1/50",
+    "tau": "HER moves its targets once per cycle of updates, not with every update",
+    "learning_starts": "as published; HER's random actions go on, with probability random_eps, instead of such a phase",
+    "exploration_noise": "each method's published noise",
 }
 IMPORTABLE = {  # import name -> requirement
     "gymnasium": "gymnasium", "numpy": "numpy", "torch": "torch", "tyro": "tyro", "tqdm": "tqdm", "wandb": "wandb",

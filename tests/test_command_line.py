@@ -13,11 +13,12 @@ import torch
 from conftest import (
     AGENTS,
     ALGORITHMS,
-    CONTINUOUS_ONLY,
+    FIXED_ROLLOUTS,
     HAS_REPLAY,
     contents,
     flags,
     load,
+    of_shared_blocks,
     rows,
     run_script,
     settings,
@@ -54,7 +55,6 @@ BAD_INPUT = [
     ("--env-id no-version-or-space!", "no-version-or-space!", "pprint_registry"),
     ("--env-id no_such_module:Hopper-v5", "no_such_module", "install it or run from the folder"),
     ("--env-id contract_envs:Image-v0", "(8, 8, 3)", "FlattenObservation"),
-    ("--env-id contract_envs:Goal-v0", "goal", "FlattenObservation"),
     ("--env-id FrozenLake-v1", "Discrete(16)", "FlattenObservation"),
     ("--seed -1", "--seed -1", "at least 0"),
     ("--total-timesteps 0", "--total-timesteps 0", "at least 1"),
@@ -84,7 +84,7 @@ BAD_INPUT = [
     ("--resume a --evaluate b", "--resume", "--evaluate", "use one"),
 ]
 BAD_FOR = {
-    **{name: [("--env-id CartPole-v1", "Discrete(2)", "ppo.py")] for name in CONTINUOUS_ONLY},
+    **{name: [("--env-id CartPole-v1", "Discrete(2)", "ppo.py")] for name in HAS_REPLAY},
 }
 for name in HAS_REPLAY:
     BAD_FOR[name] = [
@@ -96,10 +96,13 @@ for name in HAS_REPLAY:
         ("--learning-starts 0", "--learning-starts 0", "at least 1"),
         ("--num-envs 2048 --total-timesteps 2048", "--num-envs 2048", "--buffer-size 2000", "enlarge"),
     ]
-BAD_FOR["ppo"] = [
+for name in FIXED_ROLLOUTS:
+    BAD_FOR[name] = [
+        ("--num-steps 0", "--num-steps 0", "at least 1"),
+        ("--gae-lambda 1.01", "--gae-lambda 1.01", "0 to 1"),
+    ]
+BAD_FOR["ppo"] += [
     ("--num-minibatches 33", "--num-minibatches 33", "32 steps", "--num-steps"),
-    ("--num-steps 0", "--num-steps 0", "at least 1"),
-    ("--gae-lambda 1.01", "--gae-lambda 1.01", "0 to 1"),
     ("--target-kl nan", "--target-kl nan", "at least 0"),
 ]
 
@@ -117,6 +120,7 @@ def test_bad_input_is_one_line_and_writes_nothing(algorithm: str, case, command_
     assert list(tmp_path.iterdir()) == []
 
 
+@of_shared_blocks
 @pytest.mark.parametrize("flag", ["--run-dir", "--resume", "--evaluate"])
 def test_empty_folder_name(algorithm: str, flag: str, command_line, tmp_path, monkeypatch):
     """As an unset shell variable gives: it must not start a new run of the default length."""
@@ -139,6 +143,7 @@ def test_device_that_is_not_present(algorithm: str, command_line, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@of_shared_blocks
 def test_folder_below_a_file(algorithm: str, command_line, tmp_path):
     (tmp_path / "file").write_text("mine")
     result = command_line(algorithm, *flags(algorithm, run_dir=tmp_path / "file" / "run"))
@@ -146,6 +151,7 @@ def test_folder_below_a_file(algorithm: str, command_line, tmp_path):
     assert contents(tmp_path) == {"file": b"mine"}
 
 
+@of_shared_blocks
 def test_folder_without_permission_to_write(algorithm: str, command_line, tmp_path, monkeypatch):
     """root may write everywhere, so the answer of the operating system is replaced, not the permission."""
     monkeypatch.setattr(load(algorithm).os, "access", lambda path, mode: False)
@@ -155,6 +161,7 @@ def test_folder_without_permission_to_write(algorithm: str, command_line, tmp_pa
     assert contents(tmp_path) == {}
 
 
+@of_shared_blocks
 @pytest.mark.parametrize("words, encoding", [("--env-id Nonesuch-v0", "utf-8"), ("--gamma x", "ascii")])
 def test_bad_input_to_the_script_itself(algorithm: str, words: str, encoding: str, tmp_path):
     result = run_script(algorithm, *words.split(), cwd=tmp_path, PYTHONIOENCODING=encoding)
@@ -172,6 +179,7 @@ def test_existing_run_is_never_overwritten(algorithm: str, finished, command_lin
     assert contents(finished[algorithm]) == before
 
 
+@of_shared_blocks
 @pytest.mark.parametrize("left", ["config.json", "checkpoint.pt", "eval.csv", "train.csv", "metrics.csv"])
 def test_any_file_of_a_run_makes_it_one(algorithm: str, left: str, command_line, tmp_path):
     (tmp_path / "run").mkdir()
@@ -184,7 +192,7 @@ def test_any_file_of_a_run_makes_it_one(algorithm: str, left: str, command_line,
     "words, parts",
     [
         ("--env-id Hopper-v5", ("--env-id Hopper-v5", "Reacher-v5", "leave it out")),
-        ("--gamma 0.5", ("--gamma 0.5", "0.99", "leave it out")),
+        ("--gamma 0.5", ("--gamma 0.5", "0.9", "leave it out")),
         ("--seed 7", ("--seed 7", "differs", "leave it out")),
         ("--num-envs 2", ("--num-envs 2", "leave it out")),
         ("--eval-every 999", ("--eval-every 999", "128", "leave it out")),
@@ -206,6 +214,7 @@ def test_run_of_another_algorithm(algorithm: str, flag: str, finished, command_l
     assert contents(finished[other]) == before
 
 
+@of_shared_blocks
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_truncated_checkpoint(algorithm: str, flag: str, keep: float, finished, command_line, tmp_path):
@@ -217,6 +226,7 @@ def test_truncated_checkpoint(algorithm: str, flag: str, keep: float, finished, 
     assert contents(tmp_path) == before
 
 
+@of_shared_blocks
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @pytest.mark.parametrize("text", ["", '{"algorithm": "td3", "args"', "[1, 2]", '{"algorithm": "td3"}', "\udcff"])
 def test_corrupt_config(algorithm: str, flag: str, text: str, finished, command_line, tmp_path):
@@ -274,7 +284,7 @@ def test_evaluate_needs_the_saved_policy_whole(algorithm: str, command_line, fin
     module = load(algorithm)
     checkpoint = torch.load(finished[algorithm] / "checkpoint.pt", weights_only=True)
     args = settings(algorithm, device="cpu")
-    envs = module.VectorEnvs("Reacher-v5", 3, 0)
+    envs = module.VectorEnvs(args.env_id, 3, 0)
     actions = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -296,6 +306,7 @@ def test_success_rate(algorithm: str, command_line, tmp_path):
     assert f"success rate {rate:.2f}\n" in command_line(algorithm, "--evaluate", folder)[1]
 
 
+@of_shared_blocks
 def test_video_or_one_line(algorithm: str, finished, tmp_path):
     """Where OpenGL works there is a film, elsewhere one line says why not; the evaluation is printed in both cases."""
     shutil.copytree(finished[algorithm], tmp_path / "run")
@@ -310,6 +321,7 @@ def test_video_or_one_line(algorithm: str, finished, tmp_path):
         assert film.stat().st_size > 1000 and film.read_bytes()[4:8] == b"ftyp"
 
 
+@of_shared_blocks
 @pytest.mark.parametrize("env_id", ["Countdown-v0", "Unrenderable-v0"])
 def test_no_video_without_a_renderer(algorithm: str, env_id: str, finished, command_line, monkeypatch, tmp_path):
     """Neither environment can be rendered: one knows no render mode, the other's renderer fails when it is used."""
@@ -322,6 +334,7 @@ def test_no_video_without_a_renderer(algorithm: str, env_id: str, finished, comm
     assert code == 0 and "no video" not in out, "the run's own --capture-video is not the evaluation's"
 
 
+@of_shared_blocks
 def test_an_episode_without_end_stops_with_the_remedy(algorithm: str, command_line, tmp_path):
     words = flags(algorithm, env_id="contract_envs:Endless-v0", run_dir=tmp_path / "run", eval_episodes=1)
     code, _, err = command_line(algorithm, *words)
@@ -361,6 +374,7 @@ def test_the_file_alone_runs_in_another_project(algorithm: str, tmp_path):
     assert result.returncode == 0 and "my_module:MyEnv-v0, step 128, 2 episodes" in result.stdout
 
 
+@of_shared_blocks
 def test_a_renamed_copy_is_evaluated_and_resumed(algorithm: str, tmp_path):
     script = shutil.copy(Path(load(algorithm).__file__), tmp_path / "my_variant.py")
     words = flags(algorithm, env_id="Pendulum-v1", total_timesteps=128, run_dir="a")
@@ -396,6 +410,7 @@ def test_help_documents_every_flag(algorithm: str, tmp_path):
             assert "(default: " in words
 
 
+@of_shared_blocks
 def test_weights_and_biases_offline(algorithm: str, tmp_path):
     pytest.importorskip("wandb")
     words = flags(algorithm, env_id="contract_envs:Countdown-v0", run_dir="run", track=True, total_timesteps=128)
@@ -409,6 +424,7 @@ def test_weights_and_biases_offline(algorithm: str, tmp_path):
         assert name.encode() in data, f"{name} is not logged"
 
 
+@of_shared_blocks
 def test_two_processes_cannot_train_in_one_folder(algorithm: str, tmp_path, command_line):
     words = flags(algorithm, total_timesteps=256 * 10**5, run_dir=tmp_path / "run", env_id="Pendulum-v1")
     process = start_script(algorithm, *words, cwd=tmp_path)

@@ -11,8 +11,9 @@ import contract_envs
 import numpy as np
 import pytest
 import torch
-from conftest import AGENTS, ALGORITHMS, MUJOCO_TASKS, load, settings
+from conftest import AGENTS, ALGORITHMS, MUJOCO_TASKS, load, settings, task
 
+FETCH = ["FetchReach-v4", "FetchPush-v4", "FetchSlide-v4", "FetchPickAndPlace-v4"]
 module = load(ALGORITHMS[0])
 
 
@@ -94,7 +95,7 @@ def test_actions_stay_within_each_dimensions_bounds(algorithm: str):
     """Strict raises if one does not; with outputs so large that every action is at a bound, rounding alone would
     leave some of these bounds."""
     script = load(algorithm)
-    envs = script.VectorEnvs("contract_envs:Strict-v0", 2, seed=0)
+    envs = script.VectorEnvs(task(algorithm, "contract_envs:Strict-v0"), 2, seed=0)
     args = settings(algorithm, env_id="contract_envs:Strict-v0", num_envs=2, device="cpu")
     agent = getattr(script, AGENTS[algorithm])(envs.observation_space, envs.action_space, args)
     last = [layer for layer in agent.actor.modules() if isinstance(layer, torch.nn.Linear)][-1]
@@ -103,7 +104,7 @@ def test_actions_stay_within_each_dimensions_bounds(algorithm: str):
         with torch.no_grad():
             last.weight.zero_()
             last.bias.fill_(bias)
-        script.evaluate(agent, [script.make_env("contract_envs:Strict-v0") for _ in range(2)], [0, 1, 2], "cpu")
+        script.evaluate(agent, [script.make_env(args.env_id) for _ in range(2)], [0, 1, 2], "cpu")
         for _ in range(20):
             a = agent.explore(torch.from_numpy(envs.obs))
             envs.step(agent.actor.to_env(a) if hasattr(agent.actor, "to_env") else a)
@@ -116,7 +117,7 @@ def test_actions_stay_within_each_dimensions_bounds(algorithm: str):
 # ---- saving and restoring --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", [*MUJOCO_TASKS, "CartPole-v1", "Pendulum-v1", "contract_envs:Aliased-v0"])
+@pytest.mark.parametrize("env_id", [*MUJOCO_TASKS, "CartPole-v1", "Pendulum-v1", "contract_envs:Aliased-v0", *FETCH])
 def test_restored_environments_continue_bit_for_bit(env_id: str):
     """At several instants, into copies made from another seed, and on over the end of an episode."""
     envs = module.VectorEnvs(env_id, 2, seed=3)
