@@ -31,14 +31,14 @@ MUJOCO_TASKS = [
 REPLAY = {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000}
 ROLLOUTS = {"num_steps": 32}
 CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps hold many gradient steps
-    "reinforce": {"episodes_per_update": 1},
+    "reinforce": {"episodes_per_update": 4},
     "a2c": {"num_steps": 8},
     "ppo": ROLLOUTS | {"num_minibatches": 4, "update_epochs": 2},
     "trpo": ROLLOUTS,
     "ddpg": REPLAY,
     "td3": REPLAY,
     "sac": REPLAY,
-    "her_ddpg": REPLAY | {"episodes_per_cycle": 1, "updates_per_cycle": 4},
+    "her_ddpg": REPLAY | {"episodes_per_cycle": 1, "updates_per_cycle": 4, "clip_target": False},
 }
 CHEAP_RUN = {
     "device": "cpu",

@@ -56,12 +56,6 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def learns_at_known_steps(algorithm: str) -> bool:
-    """Whether the instants of updates, evaluations and checkpoints are known beforehand: REINFORCE's come at the end of
-    its episodes."""
-    return algorithm != "reinforce"
-
-
 def countdown_episodes(num_envs: int, total: int) -> list[tuple[str, str, str]]:
     """What train.csv must hold of Countdown, worked out without the algorithm: rows (step, return, length)."""
     found, k, t, ret = [], 0, 0, 0.0
@@ -132,7 +126,7 @@ def test_eval_csv(algorithm: str, cli_run):
     assert list(table[0]) == ["step", "episode", "return", "length"]
     steps = [int(row["step"]) for row in table]
     assert steps[:2] == [0, 0] and steps[-2:] == [256, 256] and [row["episode"] for row in table] == list("010101")
-    assert steps[2] == steps[3] and (steps[2] == 128 if learns_at_known_steps(algorithm) else 128 <= steps[2] < 256)
+    assert steps[2:4] == [128, 128]
     for row in table:
         assert math.isfinite(float(row["return"])) and 1 <= int(row["length"]) <= 1000
 
@@ -169,8 +163,6 @@ def test_success_column(algorithm: str, tmp_path):
 
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_train_csv_holds_every_finished_episode(algorithm: str, num_envs: int, tmp_path):
-    if not learns_at_known_steps(algorithm):
-        pytest.skip("its environments start anew at every update: see its own tests")
     folder = train(algorithm, env_id=COUNTDOWN, num_envs=num_envs, run_dir=str(tmp_path / "run"))
     table = rows(folder / "train.csv")
     assert list(table[0]) == ["step", "return", "length"]
@@ -184,23 +176,20 @@ def test_last_evaluation_and_checkpoint_where_nothing_divides(algorithm: str, tm
         run_dir=str(tmp_path / "run"),
     )  # fmt: skip
     steps = [row["step"] for row in rows(folder / "eval.csv") if row["episode"] == "0"]
-    assert steps[0] == "0" and steps[-1] == "250" and len(steps) == 4
+    assert steps == ["0", "96", "192", "250"]
     assert rows(folder / "metrics.csv")[-1]["step"] == "250"
     assert checkpoint(folder)["envs"]["steps"] == 250
-    if learns_at_known_steps(algorithm):
-        assert steps[1:3] == ["96", "192"]
-        assert [tuple(row.values()) for row in rows(folder / "train.csv")] == countdown_episodes(1, 250)
+    assert [tuple(row.values()) for row in rows(folder / "train.csv")] == countdown_episodes(1, 250)
 
 
 def test_metrics_csv(algorithm: str, cli_run):
     table, module = rows(cli_run(algorithm) / "metrics.csv"), load(algorithm)
     agent_metrics = list(getattr(module, AGENTS[algorithm]).metrics)
     assert list(table[0]) == ["step", "seconds", "steps_per_second", *agent_metrics]
-    if learns_at_known_steps(algorithm):
-        rollout = 4 * settings(algorithm).num_steps if algorithm in FIXED_ROLLOUTS else 1
-        assert [int(row["step"]) for row in table] == [s for s in range(64, 257, 64) if s % rollout == 0]
+    rollout = 4 * settings(algorithm).num_steps if algorithm in FIXED_ROLLOUTS else 1
+    assert [int(row["step"]) for row in table] == [s for s in range(64, 257, 64) if s % rollout == 0]
     for row in table:
-        if algorithm not in HAS_REPLAY or int(row["step"]) > 64:  # learning has started
+        if algorithm in FIXED_ROLLOUTS or int(row["step"]) > 128:  # learning has started
             assert all(math.isfinite(float(row[name])) for name in agent_metrics), row
     seconds = [float(row["seconds"]) for row in table]
     assert seconds == sorted(seconds) and seconds[0] > 0
@@ -268,22 +257,20 @@ def test_interrupted_run_continues_byte_for_byte(algorithm: str, env_id: str, nu
         pytest.skip("discrete actions")
     module, make_env = load(algorithm), load(algorithm).make_env
     steps, cut = (112, 93) if env_id == "Pusher-v5" else (72, 61)  # of each environment: the whole run, the interrupted
-    shortened = env_id not in (
-        "Pusher-v5",
-        "Reacher-v5",
-    )  # their episodes have 100 and 50 steps; others' here at most 30
-    if shortened or not learns_at_known_steps(algorithm):
-        monkeypatch.setattr(module, "make_env", lambda name, **kw: make_env(name, max_episode_steps=30, **kw))
+    # episodes of at most 20 steps; two tasks have 100 and 50, which only REINFORCE, updating at their ends, finds too long
+    if env_id not in ("Pusher-v5", "Reacher-v5") or algorithm == "reinforce":
+        monkeypatch.setattr(module, "make_env", lambda name, **kw: make_env(name, max_episode_steps=20, **kw))
     changes = {
         "env_id": env_id, "num_envs": num_envs, "total_timesteps": steps * num_envs, "eval_every": 32 * num_envs,
         "checkpoint_every": 16 * num_envs, "run_dir": str(tmp_path / "run"), "eval_episodes": 2,
         **({"learning_starts": 23 * num_envs} if algorithm in HAS_REPLAY else {}),
         **({"num_steps": 16} if algorithm in FIXED_ROLLOUTS else {}),
+        **({"episodes_per_update": num_envs} if algorithm == "reinforce" else {}),
     }  # fmt: skip
     snapshot_during(monkeypatch, algorithm, tmp_path / "run", {cut * num_envs: tmp_path / "copy"})
     uninterrupted = logs(train(algorithm, **changes))
     start = checkpoint(tmp_path / "copy")["envs"]["steps"] // num_envs
-    assert start == cut // 16 * 16 if learns_at_known_steps(algorithm) else 0 < start < cut
+    assert start == cut // 16 * 16
     ends = [int(row["step"]) // num_envs for row in rows(tmp_path / "run" / "train.csv")]
     assert any(end > start for end in ends), "an episode must end after the checkpoint"
     resume(algorithm, tmp_path / "copy")
@@ -313,9 +300,7 @@ def test_rows_after_the_last_checkpoint_are_dropped(algorithm: str, tmp_path, mo
         algorithm, env_id=COUNTDOWN, checkpoint_every=96, log_every=32, eval_every=32, run_dir=str(tmp_path / "run")
     )
     steps = checkpoint(tmp_path / "copy")["envs"]["steps"]
-    assert (steps == 192 if learns_at_known_steps(algorithm) else steps < 230) and max(
-        int(row["step"]) for row in rows(tmp_path / "copy" / "eval.csv")
-    ) > steps
+    assert steps == 192 and max(int(row["step"]) for row in rows(tmp_path / "copy" / "eval.csv")) > steps
     for name in ("eval.csv", "train.csv", "metrics.csv"):
         with open(tmp_path / "copy" / name, "a") as file:
             file.write("223,0.5,half a ro")
@@ -366,8 +351,7 @@ def test_resume_with_more_steps_trains_on(algorithm: str, tmp_path):
     resume(algorithm, folder, total_timesteps=512)
     after = logs(folder)
     assert all(after[name].startswith(before[name]) and len(after[name]) > len(before[name]) for name in before)
-    if learns_at_known_steps(algorithm):
-        assert [tuple(row.values()) for row in rows(folder / "train.csv")] == countdown_episodes(4, 512)
+    assert [tuple(row.values()) for row in rows(folder / "train.csv")] == countdown_episodes(4, 512)
     assert checkpoint(folder)["envs"]["steps"] == 512
     config = json.loads((folder / "config.json").read_text())
     assert config["args"]["total_timesteps"] == 512
@@ -395,8 +379,7 @@ def test_environment_that_cannot_be_saved(algorithm: str, tmp_path, monkeypatch,
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume: ")]
     assert len(said) == 1 and "cannot be saved" in said[0] and "new episodes" in said[0]
     steps = [int(row["step"]) for row in rows(tmp_path / "copy" / "train.csv")]
-    if learns_at_known_steps(algorithm):
-        assert steps == [*range(10, 191, 10), *range(202, 257, 10)], "the checkpoint was at step 192"
+    assert steps == [*range(10, 191, 10), *range(202, 257, 10)], "the checkpoint was at step 192"
 
 
 # ---- exact resume: real processes ------------------------------------------------------------------------------------
@@ -496,7 +479,7 @@ def test_nan_stops_the_run(algorithm: str, env_id: str, tmp_path, command_line):
     ), err
     assert "Traceback" not in out
     saved = checkpoint(tmp_path / "run")
-    assert saved["envs"]["steps"] == 128 if learns_at_known_steps(algorithm) else 96 <= saved["envs"]["steps"] < 150
+    assert saved["envs"]["steps"] == 128
     tensors = [value for value in saved["agent"].values() if isinstance(value, torch.Tensor)]
     assert len(tensors) > 10 and all(tensor.isfinite().all() for tensor in tensors)
 
@@ -530,7 +513,7 @@ def test_diverged_training_keeps_the_last_good_checkpoint(algorithm: str, where:
         code, _, err = command_line(algorithm, *words)
     assert code == 1 and re.fullmatch(r"error: .*NaN.*checkpoint is kept.*\n", err), err
     saved = checkpoint(tmp_path / "run")
-    assert saved["envs"]["steps"] == 128 if learns_at_known_steps(algorithm) else 64 <= saved["envs"]["steps"] < 192
+    assert saved["envs"]["steps"] == 128
     assert all(value.isfinite().all() for value in saved["agent"].values() if isinstance(value, torch.Tensor))
 
 

@@ -37,9 +37,9 @@ def copy(tmp_path):
         ("td3.py", '"""Discount factor (0 to 1)."""', '"""Discount."""', "Args.gamma differs"),
         (
             "td3.py",
-            "gamma: Annotated[float, Range(0, 1)] = 0.99",
-            "gamma: Annotated[float, Range(0, 1)] = 0.9",
-            "gamma",
+            "batch_size: Annotated[int, Range(1)] = 256",
+            "batch_size: Annotated[int, Range(1)] = 255",
+            "batch_size",
         ),
         ("ppo.py", "# 2 Networks", "# 2 Nets", "banners differ"),
         ("td3.py", "import copy\n", "import copy\nimport pandas\n", "imports pandas"),
