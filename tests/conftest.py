@@ -31,7 +31,7 @@ MUJOCO_TASKS = [
 REPLAY = {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000}
 ROLLOUTS = {"num_steps": 32}
 CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps hold many gradient steps
-    "reinforce": {"episodes_per_update": 4},
+    "reinforce": {"episodes_per_update": 4, "value_epochs": 2},
     "a2c": {"num_steps": 8},
     "ppo": ROLLOUTS | {"num_minibatches": 4, "update_epochs": 2},
     "trpo": ROLLOUTS,
@@ -61,7 +61,7 @@ def load(algorithm: str) -> ModuleType:
 
 def task(algorithm: str, env_id: str) -> str:
     """The environment; for her_ddpg, which needs goals, its goal-conditioned form in contract_envs.py."""
-    if algorithm != "her_ddpg" or "Goal" in env_id or env_id.startswith("Fetch"):
+    if algorithm != "her_ddpg" or "Goal" in env_id:
         return env_id
     return f"contract_envs:Goal{env_id.split(':')[-1]}"
 
