@@ -61,9 +61,8 @@ TD3_PAPER = (
 MUJOCO = (*TD3_PAPER, "Humanoid-v5", "Swimmer-v5")
 
 SUITES: dict[str, list[Experiment]] = {
-    # Some minutes on two cores: the fewest steps that show learning. The on-policy four take the steps of the first
-    # published points; the off-policy three, whose first is at 100 000 steps, stop earlier, too early for compiling to
-    # pay.
+    # Some minutes on two cores: the fewest steps that show learning. The on-policy four take the steps of published
+    # points; the off-policy three, whose first is at 100 000 steps, stop earlier, too early for compiling to pay.
     "quick": [
         *[
             e
@@ -71,7 +70,8 @@ SUITES: dict[str, list[Experiment]] = {
             for e in experiments(name, ("Reacher-v5",), 10_000, eval_every="1000", no_compile="")
         ],
         *experiments("her_ddpg", ("FetchReach-v4",), 10_000, eval_every="1000", no_compile=""),
-        *[e for name in ON_POLICY for e in experiments(name, ("InvertedPendulum-v5",), 92_160, eval_every="4096")],
+        *experiments("reinforce", ("InvertedPendulum-v5",), 276_480, eval_every="12288"),
+        *[e for name in ON_POLICY[1:] for e in experiments(name, ("InvertedPendulum-v5",), 92_160, eval_every="4096")],
     ],
     # The seven tasks of the TD3 paper at its length.
     "td3-paper": [e for name in (*OFF_POLICY, *ON_POLICY) for e in experiments(name, TD3_PAPER, 1_000_000)],

@@ -257,7 +257,7 @@ def test_interrupted_run_continues_byte_for_byte(algorithm: str, env_id: str, nu
         pytest.skip("discrete actions")
     module, make_env = load(algorithm), load(algorithm).make_env
     steps, cut = (112, 93) if env_id == "Pusher-v5" else (72, 61)  # of each environment: the whole run, the interrupted
-    # episodes of at most 20 steps; two tasks have 100 and 50, which only REINFORCE, updating at their ends, finds too long
+    # episodes of at most 20 steps; two tasks have 100 and 50, too many only for REINFORCE, which updates after them
     if env_id not in ("Pusher-v5", "Reacher-v5") or algorithm == "reinforce":
         monkeypatch.setattr(module, "make_env", lambda name, **kw: make_env(name, max_episode_steps=20, **kw))
     changes = {

@@ -392,3 +392,8 @@ def test_learns_a_tiny_environment_in_seconds(tmp_path, env_id):
 def test_learns_the_inverted_pendulum(tmp_path):
     folder = ppo.train(settings(tmp_path / "run", "InvertedPendulum-v5", 40_000))
     assert final_return(folder) >= 900
+
+
+def test_learns_the_cart_pole(tmp_path):
+    folder = ppo.train(settings(tmp_path / "run", "CartPole-v1", 50_000))
+    assert final_return(folder) >= 450

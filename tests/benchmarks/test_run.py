@@ -210,4 +210,4 @@ def test_the_quick_suite_can_be_compared_with_published_figures_at_equal_steps()
         task, _ = report.split_env_id(e.env_id)
         steps = [r.env_steps for r in published if (r.kind, r.algorithm, r.task) == ("reference", e.algorithm, task)]
         comparable = report.nearest(steps, e.total_timesteps, report.SAME_STEP) is not None
-        assert comparable == (e.algorithm == "ppo"), e  # suites.py says why TD3 stops earlier
+        assert comparable == (e.algorithm in ("reinforce", "a2c", "trpo", "ppo")), e  # suites.py says why others stop
