@@ -67,9 +67,9 @@ SUITES: dict[str, list[Experiment]] = {
         *[
             e
             for name in OFF_POLICY
-            for e in experiments(name, ("Reacher-v5",), 10_000, eval_every="1000", no_compile="")
+            for e in experiments(name, ("Reacher-v5",), 10_000, eval_every="500", no_compile="")
         ],
-        *experiments("her_ddpg", ("FetchReach-v4",), 10_000, eval_every="1000", no_compile=""),
+        *experiments("her_ddpg", ("FetchReach-v4",), 10_000, eval_every="500", no_compile=""),
         *experiments("reinforce", ("InvertedPendulum-v5",), 276_480, eval_every="12288"),
         *[e for name in ON_POLICY[1:] for e in experiments(name, ("InvertedPendulum-v5",), 92_160, eval_every="4096")],
     ],

@@ -61,7 +61,7 @@ def load(algorithm: str) -> ModuleType:
 
 def task(algorithm: str, env_id: str) -> str:
     """The environment; for her_ddpg, which needs goals, its goal-conditioned form in contract_envs.py."""
-    if algorithm != "her_ddpg" or "Goal" in env_id:
+    if algorithm != "her_ddpg" or "Goal" in env_id or env_id.startswith("Fetch"):
         return env_id
     return f"contract_envs:Goal{env_id.split(':')[-1]}"
 

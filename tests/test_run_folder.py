@@ -425,7 +425,7 @@ def test_killed_and_resumed_processes(algorithm: str, env_id: str, num_envs: int
         lambda: (killed / "checkpoint.pt").exists(),
         lambda: (killed / "checkpoint.pt.tmp").exists(),
     ]
-    if compiled:  # every start compiles, so fewer of them
+    if compiled or algorithm not in ("ppo", "td3"):  # fewer starts: they take time, most of all where each compiles
         instants = instants[2:3]
     words, deaths = flags(algorithm, **changes, run_dir=killed), 0
     for reached in instants:
