@@ -24,15 +24,14 @@ Deviations from the paper, each with its reason:
   * Policy and value have separate networks of tanh units; `--shared-network` shares the hidden layers, as the slides'
     picture has it.
   * lambda = 0.95, not 1: less variance. `--gae-lambda 1` gives the paper's n-step returns.
-  * No entropy bonus by default: with 0.01, the usual weight, the std grew without end and HalfCheetah's return at 1M
-    steps was 620 instead of 1850 (trials of one seed); `--ent-coef 0.01` is worth a try where actions are discrete.
+  * No entropy bonus by default: with 0.01, a usual weight, HalfCheetah's std grew without end in a trial.
   * RMSprop with epsilon 1e-5 outside the square root, as PyTorch has it: theta - lr g / (sqrt(v) + eps), v from 0. The
-    paper and TensorFlow have sqrt(v + eps), which makes smaller steps wherever gradients are small.
+    paper and TensorFlow (with v from 1) have sqrt(v + eps), which makes smaller steps wherever gradients are small.
   * Observations are normalised and rewards divided by the running std of the discounted return, so that one learning
     rate fits all tasks. The statistics are fixed during a rollout and its update, and belong to the model, so that a
     saved policy is complete.
   * Orthogonal initialisation, log-std from -0.5, learning rate decayed to 0, gradient norm clipped at 0.5: the details
-    of most published A2C results.
+    of Tianshou's implementation, whose published results are the best of the usual ones.
   * If total_timesteps is not a multiple of a rollout, the last rollout is shorter.
 
     python a2c.py --env-id Hopper-v5 --seed 1
@@ -531,7 +530,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:
-    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2) apart."""
+    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2 and up) apart."""
     return [int(x) for x in np.random.SeedSequence([seed, stream]).generate_state(n)]
 
 

@@ -21,9 +21,10 @@ Lectures: "Pathwise derivatives, DDPG", slides "Deep Deterministic Policy Gradie
 Space", slides "Deep Deterministic Policy Gradient (DDPG)"; "Actor Critic II", slides "Deep Deterministic Policy
 Gradient" and "Coding".
 
-Of the two published variants the defaults are "Our DDPG" of the TD3 paper (Fujimoto et al. 2018), with one change: a
-learning rate of 1e-3, not 3e-4, with which Tianshou published the best scores after 1M steps. The variant of Lillicrap
-et al. is the last of the commands below. Deviations, each with its reason:
+Of the two published variants the defaults are "Our DDPG" of the TD3 paper (Fujimoto et al. 2018) as in its authors'
+later code, with one change: a learning rate of 1e-3, with which Tianshou published the best HalfCheetah score after 1M
+steps (theirs is `--learning-rate 3e-4`). The variant of Lillicrap et al. is the last of the commands below. Deviations,
+each with its reason:
   * From both: 8 environments, stepped together and followed by 8 updates, not 1 and 1: there is still one update per
     environment step, and more steps per second. `--num-envs 1` is the papers' loop.
   * From Lillicrap et al.: no batch normalisation, though they need it to do well on all of their tasks. It would make
@@ -248,9 +249,9 @@ class DDPG(nn.Module):
             self.ou_state.copy_(eps)  # eps_t = (1 - ou_theta) eps_{t-1} + sigma N(0, I)   [DDPG.6]
         return (mu + eps * self.actor.scale).clamp(self.low, self.high)  # a = clip(mu(s) + eps, low, high)   [DDPG.5]
 
-    def restart_noise(self, done: Tensor) -> None:
-        """Back to 0 with the Ornstein-Uhlenbeck noise of the environments whose episode ended; done [n] is boolean."""
-        self.ou_state.masked_fill_(done.unsqueeze(-1), 0.0)
+    def restart_noise(self, first: Tensor) -> None:
+        """Back to 0 with the noise of environments that are at the first state of an episode; first [n] is boolean."""
+        self.ou_state.masked_fill_(first.unsqueeze(-1), 0.0)
 
     def explore_uniformly(self, n: int) -> Tensor:
         """n actions drawn uniformly from the action space, [n, act]."""
@@ -314,9 +315,10 @@ def train(args: Args) -> Path:
         learning = envs.steps >= args.learning_starts
         # collect
         s = torch.from_numpy(envs.obs).to(args.run.device)
+        if args.noise == "ou":
+            agent.restart_noise(torch.from_numpy(envs.lengths == 0).to(args.run.device))
         a = agent.explore(s) if learning else agent.explore_uniformly(args.num_envs)
-        s2, r, terminal, done = envs.step(a)
-        agent.restart_noise(torch.from_numpy(done).to(args.run.device))
+        s2, r, terminal, _ = envs.step(a)
         # remember
         memory.add(s, a, r, s2, terminal)
         # learn: one update per environment step, whatever num_envs
@@ -504,7 +506,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:
-    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2) apart."""
+    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2 and up) apart."""
     return [int(x) for x in np.random.SeedSequence([seed, stream]).generate_state(n)]
 
 

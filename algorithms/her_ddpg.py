@@ -23,8 +23,7 @@ g' is drawn anew whenever the transition is, and memory holds the transition onc
 
 Training goes in cycles: `episodes_per_cycle` episodes, counted over all environments, then `updates_per_cycle` updates
 of actor and critic, then one step of the targets. With episodes of 50 steps the defaults make one update per 10
-environment steps, whatever num_envs is. A task as easy as FetchReach is learned in fewer steps with
-`--episodes-per-cycle 2`.
+environment steps, whatever num_envs is.
 
 Papers: Andrychowicz et al. (2017), "Hindsight Experience Replay", for the method and the cycle; Plappert et al. (2018),
 "Multi-Goal Reinforcement Learning: Challenging Robotics Environments and Request for Research", for the networks and
@@ -40,7 +39,11 @@ Deviations from the papers, each with its reason:
     take those of every new episode once. As in their code, standard deviations count as at least 0.01 and the result is
     clipped at 5. It belongs to the model, so that a saved policy is complete.
   * Networks start as PyTorch initialises them, not Glorot's way, and the first 1 000 steps are uniformly random.
-  * [HER.3] is right for rewards from -1 to 0 only, so others are refused unless `--no-clip-target` is given.
+  * [HER.3] is right for rewards from -1 to 0 only, so others are refused when they are seen, unless `--no-clip-target`
+    is given.
+
+A relabelled transition's terminal comes from the environment's `compute_terminated`, which Gymnasium-Robotics asks of
+every environment of goals; without one it stays, as it should where goals do not decide when an episode ends.
 
     python her_ddpg.py --env-id FetchPush-v4 --seed 1
     python her_ddpg.py --evaluate runs/FetchPush-v4/her_ddpg/RUN --eval-episodes 20
@@ -236,12 +239,19 @@ class HindsightReplay:
         self.compute_terminated = None
         if env.has_wrapper_attr("compute_terminated"):
             self.compute_terminated = env.get_wrapper_attr("compute_terminated")
-        goals = envs.obs[:, self.achieved]
-        r = torch.as_tensor(self.compute_reward(goals, goals, {}))
-        if r.shape != (len(goals),):
+        goals, desired = envs.obs[:, self.achieved], envs.obs[:, self.desired]
+        try:
+            r = torch.cat([torch.as_tensor(self.compute_reward(goals, g, {})) for g in (goals, desired)])
+        except Exception as error:
             raise UserError(
-                f"--env-id {args.env_id}: compute_reward of {len(goals)} goals, one per row, has shape {list(r.shape)} "
-                f"and not [{len(goals)}]: have it compute along the last axis"
+                f"--env-id {args.env_id}: compute_reward of {len(goals)} goals, one per row, failed "
+                f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}): have it compute along the last "
+                "axis, without anything in info"
+            ) from error
+        if r.shape != (2 * len(goals),):
+            raise UserError(
+                f"--env-id {args.env_id}: compute_reward of {len(goals)} goals, one per row, is not one number per "
+                "row: have it compute along the last axis"
             )
         self.check_rewards(r)
         steps = env.spec.max_episode_steps
@@ -641,7 +651,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:
-    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2) apart."""
+    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2 and up) apart."""
     return [int(x) for x in np.random.SeedSequence([seed, stream]).generate_state(n)]
 
 

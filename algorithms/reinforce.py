@@ -30,6 +30,8 @@ Deviations from the slides, each with its reason, and what to know of the estima
     them.
   * The slides' setting is a finite horizon: an episode that a time limit cuts is a whole trajectory, and its rewards
     end there. With the value baseline V(s_T) stands for the rest (`--bootstrap`), as V cannot know the time left.
+  * Environments whose episodes of a batch are over go on until the last one's are; these steps count, but nothing is
+    learned from them. To take the first N episodes that end instead would favour short ones.
 
     python reinforce.py --env-id Hopper-v5 --seed 1
     python reinforce.py --evaluate runs/Hopper-v5/reinforce/RUN --eval-episodes 20
@@ -369,13 +371,14 @@ class REINFORCE(nn.Module):
         """The estimate of grad J, as long as theta, and the advantages G - b [n] in it.
 
         s [n, obs], normalised, and a are the steps of all trajectories, g holds the G_t of each. The optimal b, which
-        is different for every parameter, is subtracted in the gradient and not in the advantages.
+        is different for every parameter, is subtracted in the gradient; the advantages that go with it, which set the
+        gradient's scale, are those of the mean.
         """
         lengths = [len(g_t) for g_t in g]
         if self.args.estimator == "total-return":
             g = [g_t[:1].expand(len(g_t)) for g_t in g]  # G(tau) = sum_t gamma^t r_t   [REINFORCE.1]
         adv = torch.cat(g)
-        if self.args.baseline == "mean":
+        if self.args.baseline in ("mean", "optimal"):
             adv = adv - torch.stack([g_t.mean() for g_t in g]).mean()  # b = mean G   [REINFORCE.4]
         elif self.args.baseline == "value":
             adv = adv - self.value(s)  # b = V(s_t)   [REINFORCE.6]
@@ -656,7 +659,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:
-    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2) apart."""
+    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2 and up) apart."""
     return [int(x) for x in np.random.SeedSequence([seed, stream]).generate_state(n)]
 
 

@@ -127,7 +127,7 @@ class Args:
                 "lower the first or raise the second"
             )
         try:
-            valid = self.alpha == "auto" or 0 <= float(self.alpha) < math.inf
+            valid = self.alpha == "auto" or 0 <= float(self.alpha) <= torch.finfo(torch.float32).max
         except ValueError:
             valid = False
         if not valid:
@@ -539,7 +539,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:
-    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2) apart."""
+    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2 and up) apart."""
     return [int(x) for x in np.random.SeedSequence([seed, stream]).generate_state(n)]
 
 

@@ -396,7 +396,7 @@ class TRPO(nn.Module):
         """The step to the edge of the trust region along the natural gradient F^-1 g [TRPO.5], and metrics."""
         gradient, info, norm = self.gradient(s, a, logp_old, adv)
         x = conjugate_gradient(lambda v: self.fisher(s, v), -gradient, self.args.cg_max_steps)  # x = F^-1 g   [TRPO.4]
-        curvature = (x @ self.fisher(s, x)).clamp(min=torch.finfo(x.dtype).tiny)  # not 0 even where g is
+        curvature = (x @ self.fisher(s, x)).clamp(min=1e-30)  # not 0 even where g is
         step = (2 * self.args.max_kl / curvature).sqrt() * x  # step = sqrt(2 delta / x . F x) x   [TRPO.5]
         return step, info | {"grad_norm": norm}
 
@@ -628,7 +628,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def seeds(seed: int, stream: int, n: int) -> list[int]:
-    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2) apart."""
+    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2 and up) apart."""
     return [int(x) for x in np.random.SeedSequence([seed, stream]).generate_state(n)]
 
 

@@ -245,6 +245,46 @@ def test_checkpoint_holds_the_trained_parameters(algorithm: str, cli_run):
         assert not torch.equal(saved[name], initial), f"{name} was not trained"
 
 
+def test_compiled_learning_equals_eager(algorithm: str, tmp_path, monkeypatch):
+    """Every gradient function is one graph, traced and differentiated as for the compiler, then run by eager kernels:
+    all but the generated code is compared, over a whole run."""
+    plain = train(algorithm, run_dir=str(tmp_path / "plain"))
+    compiler = torch.compile
+    traced = []
+
+    def with_eager_kernels(function, **options):
+        traced.append(function)
+        return compiler(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", with_eager_kernels)
+    compiled = train(algorithm, run_dir=str(tmp_path / "compiled"), compile=True)
+    assert len(traced) >= 1 + (algorithm not in ("ppo", "a2c"))
+    a, b = (checkpoint(folder)["agent"] for folder in (plain, compiled))
+    for name in a:
+        if isinstance(a[name], torch.Tensor):
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", HAS_REPLAY)
+def test_the_actors_gradient_is_asked_for_its_own_parameters_only(algorithm: str, monkeypatch):
+    """No gradient of the critics' weights is computed on the way to the actor."""
+    module, args = load(algorithm), settings(algorithm)
+    module.prepare(args)
+    envs = module.VectorEnvs(args.env_id, 2, 0)
+    agent = getattr(module, AGENTS[algorithm])(envs.observation_space, envs.action_space, args)
+    asked, grad = [], torch.autograd.grad
+
+    def recorded(value, inputs):
+        asked.append(inputs)
+        return grad(value, inputs)
+
+    monkeypatch.setattr(torch.autograd, "grad", recorded)
+    s = torch.from_numpy(envs.obs)
+    agent.actor_gradient(*((s, torch.zeros(2, *envs.action_space.shape)) if algorithm == "sac" else (s,)))
+    ((*inputs,),) = asked
+    assert {id(p) for p in inputs} == {id(p) for p in agent.actor.parameters()}
+
+
 # ---- exact resume: every task ----------------------------------------------------------------------------------------
 
 

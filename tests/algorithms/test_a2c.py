@@ -263,3 +263,13 @@ def test_the_learning_test_notices_advantages_of_the_wrong_sign(tmp_path, monkey
     gae = a2c.gae
     monkeypatch.setattr(a2c, "gae", lambda *x: -gae(*x))
     assert final_return(a2c.train(settings(tmp_path / "run", "tiny_envs:DiscreteMatch-v0", 24_000, **TINY))) < -0.5
+
+
+def test_learns_the_inverted_pendulum(tmp_path):
+    folder = a2c.train(settings(tmp_path / "run", "InvertedPendulum-v5", 98_304))
+    assert final_return(folder) >= 900
+
+
+def test_learns_the_cart_pole(tmp_path):
+    folder = a2c.train(settings(tmp_path / "run", "CartPole-v1", 196_608))
+    assert final_return(folder) >= 450

@@ -171,6 +171,15 @@ def test_scaling_changes_the_gradients_length_alone(double, baseline):
     torch.testing.assert_close(x / x.norm(), y / y.norm())
 
 
+@pytest.mark.parametrize("baseline", ["mean", "optimal"])
+def test_scaling_does_not_depend_on_what_every_return_has_in_common(double, baseline):
+    a = tabular(baseline=baseline, scale_gradient=True)
+    batch = exhaustive(a)
+    s, actions, g = torch.cat([tau.s for tau in batch]), torch.cat([tau.a for tau in batch]), a.returns(batch)
+    x, y = (a.policy_gradient(s, actions, [g_t + shift for g_t in g])[0] for shift in (0.0, 1000.0))
+    torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_baselines_lower_the_variance_and_the_optimal_one_most(double, estimator):
     """Of the gradient that one trajectory contributes, parameter by parameter."""
