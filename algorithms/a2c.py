@@ -31,7 +31,7 @@ Deviations from the paper, each with its reason:
     rate fits all tasks. The statistics are fixed during a rollout and its update, and belong to the model, so that a
     saved policy is complete.
   * Orthogonal initialisation, log-std from -0.5, learning rate decayed to 0, gradient norm clipped at 0.5: the details
-    of Tianshou's implementation, whose published results are the best of the usual ones.
+    of Tianshou's implementation.
   * If total_timesteps is not a multiple of a rollout, the last rollout is shorter.
 
     python a2c.py --env-id Hopper-v5 --seed 1
