@@ -455,3 +455,18 @@ def test_the_table_in_readme_is_that_of_the_committed_results(tmp_path):
     assert result.returncode == 0, result.stderr
     assert readme.read_text() == (ROOT / "README.md").read_text()  # else: report.py --readme README.md
     assert (tmp_path / "quick" / "report.md").read_text() == committed
+
+
+SOLVED = {"InvertedPendulum-v5": ("return", 900), "FetchReach-v4": ("success", 0.95), "Reacher-v5": ("return", -8.5)}
+
+
+def test_every_algorithm_learns_its_task_of_the_quick_suite():
+    """In the committed results, every seed; an untrained Reacher gets about -11 to -13."""
+    folders = sorted((ROOT / "benchmarks/results/quick").glob("*/*/*/"))
+    assert len({folder.parts[-3] for folder in folders}) == 8 and len(folders) == 24
+    for folder in folders:
+        column, least = SOLVED[folder.parts[-2]]
+        with open(folder / "eval.csv") as file:
+            rows = list(csv.DictReader(file))
+        last = [float(row[column]) for row in rows if row["step"] == rows[-1]["step"]]
+        assert len(last) == 10 and np.mean(last) >= least, folder
