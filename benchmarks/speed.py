@@ -58,7 +58,7 @@ class Args:
     memory: bool = False
     """Also measure TD3's memory with a full replay of 1M transitions (about 3 minutes)."""
     output: str | None = None
-    """Also write the table to this file (markdown)."""
+    """Also append the table to this file (markdown)."""
 
 
 def script(algorithm: str) -> Any:
@@ -89,11 +89,13 @@ def ours(algorithm: str, steps: int, device: str) -> float:
             checkpoint_every=10**9,
             log_every=100,
         )
-        own = {"learning_starts": LEARNING_STARTS} if algorithm in OFF_POLICY else {}
-        total = (warm_up(algorithm) + steps) // 8192 * 8192 + 8192 if algorithm in ON_POLICY else warm_up(algorithm)
-        total += 0 if algorithm in ON_POLICY else steps // 8 * 8
+        args = module.Args(env_id=task(algorithm), run=run)
+        if algorithm in OFF_POLICY:
+            args.learning_starts = LEARNING_STARTS
+        rollout = args.num_envs * getattr(args, "num_steps", 1)  # whole ones: a shorter last one would be compiled
+        args.total_timesteps = -(-(warm_up(algorithm) + steps) // rollout) * rollout
         with contextlib.redirect_stdout(None):
-            module.train(module.Args(env_id=task(algorithm), total_timesteps=total, run=run, **own))
+            module.train(args)
         with open(f"{folder}/run/metrics.csv") as file:
             rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
     (first, t0), (last, t1) = next(row for row in rows if row[0] >= warm_up(algorithm)), rows[-1]
@@ -139,7 +141,7 @@ def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
         elif algorithm == "trpo":
             from sb3_contrib import TRPO
 
-            model = TRPO("MlpPolicy", envs, n_steps=rollout, device=device)
+            model = TRPO("MlpPolicy", envs, n_steps=rollout, batch_size=125, device=device)
         else:  # A2C as it comes: 5 steps per environment and update
             model = peer.A2C("MlpPolicy", envs, device=device)
     else:
@@ -280,7 +282,7 @@ def main(args: Args) -> None:
 
     versions = ", ".join(f"{name} {installed(name) or 'not installed'}" for name in
                          ("torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"))  # fmt: skip
-    say("# Speed")
+    say("## Speed")
     say()
     command = " ".join(["python", *sys.argv])
     say(f"`{command}`, commit {commit.strip() or 'unknown'}, {hardware()}, device {args.device}, one thread,")
@@ -314,7 +316,8 @@ def main(args: Args) -> None:
     for note in notes:
         say(f"- {note}")
     if args.output:
-        Path(args.output).write_text("\n".join(lines) + "\n")
+        with open(args.output, "a") as file:
+            file.write("\n".join(lines) + "\n\n")
 
 
 if __name__ == "__main__":
