@@ -87,7 +87,7 @@ def ours(algorithm: str, steps: int, device: str) -> float:
             eval_every=10**9,
             eval_episodes=1,
             checkpoint_every=10**9,
-            log_every=100,
+            log_every=100 if algorithm in OFF_POLICY else 1000,
         )
         args = module.Args(env_id=task(algorithm), run=run)
         if algorithm in OFF_POLICY:
