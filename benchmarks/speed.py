@@ -58,7 +58,7 @@ class Args:
     memory: bool = False
     """Also measure TD3's memory with a full replay of 1M transitions (about 3 minutes)."""
     output: str | None = None
-    """Also append the table to this file (markdown)."""
+    """Also write the table to this file (markdown)."""
 
 
 def script(algorithm: str) -> Any:
@@ -282,7 +282,7 @@ def main(args: Args) -> None:
 
     versions = ", ".join(f"{name} {installed(name) or 'not installed'}" for name in
                          ("torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"))  # fmt: skip
-    say("## Speed")
+    say("# Speed")
     say()
     command = " ".join(["python", *sys.argv])
     say(f"`{command}`, commit {commit.strip() or 'unknown'}, {hardware()}, device {args.device}, one thread,")
@@ -316,8 +316,7 @@ def main(args: Args) -> None:
     for note in notes:
         say(f"- {note}")
     if args.output:
-        with open(args.output, "a") as file:
-            file.write("\n".join(lines) + "\n\n")
+        Path(args.output).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
