@@ -6,8 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
-SUITE ?= quick
-RESULTS ?= runs
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,8 +26,8 @@ quickstart: setup  ## Train on small tasks (minutes) and compare with published 
 		test $$status -gt 1 && exit $$status; \
 		$(BIN)/python benchmarks/report.py --results runs --suite quick && exit $$status
 
-report: setup  ## Tables and curves of a suite: make report SUITE=quick RESULTS=runs
-	@$(BIN)/python benchmarks/report.py --results $(RESULTS) --suite $(SUITE)
+report: setup  ## All tables and pictures of the committed results, README's tables included
+	@$(BIN)/python benchmarks/report.py --results benchmarks/results --readme README.md
 
 test: setup  ## All tests
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -2,11 +2,14 @@
 
     python benchmarks/run.py --suite quick --seeds 2 --jobs 2
     python benchmarks/run.py --suite mujoco --algorithms ppo --seeds 3 --dry-run
+    python benchmarks/run.py --suite mujoco --seeds 3 --status
 
-Started again, it continues: finished runs are skipped, partial ones resumed, failed ones tried again. Ctrl-C stops the
-runs cleanly, each with a checkpoint. Results lie in OUTPUT/SUITE/ALGORITHM/ENV_ID/SEED: the script's run folder plus
+Started again, it continues: finished runs are skipped, partial ones resumed, failed ones tried again. Ctrl-C and the
+end of --time-budget stop the runs cleanly, each with a checkpoint. A result whose script or settings have changed since
+is stale: it is kept, and made again once its folder is removed. Results lie in OUTPUT/SUITE/ALGORITHM/ENV_ID/SEED: the
+script's run folder plus
 
-    status.json               state (running, done, failed, stopped), exit code, stderr's end, command, duration
+    status.json               state (running, done, failed, stopped), exit code, stderr's end, command, duration, hashes
     output.log, stderr.log    what the script printed
 """
 
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from records import algorithm_sha256, read_json, staleness, write_atomically
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -42,7 +46,9 @@ class Args:
     suite: str = "quick"
     """Name of a suite in benchmarks/suites.py."""
     algorithms: tuple[str, ...] = ()
-    """Only these algorithms of the suite; default all."""
+    """Only these algorithms (or variants, by their label) of the suite; default all."""
+    tasks: tuple[str, ...] = ()
+    """Only these environments of the suite; default all."""
     seeds: int = 1
     """Number of seeds per experiment (>= 1)."""
     first_seed: int = 1
@@ -51,8 +57,12 @@ class Args:
     """Runs at a time (>= 1); default one per core."""
     output: str = "runs"
     """Folder of the results."""
+    time_budget: float | None = None
+    """Hours (> 0) after which all runs are stopped, each with a checkpoint; the same command continues."""
     dry_run: bool = False
     """Print the plan and stop."""
+    status: bool = False
+    """Show what is done, running, stopped, failed, stale and waiting, and the time left, and stop."""
 
 
 @dataclass
@@ -70,6 +80,8 @@ class Job:
     exit_code: int | None = None
     earlier: float = 0.0
     """Seconds that earlier starts of the run took."""
+    algorithm_sha256: str | None = None
+    """Hash of the algorithm when the run was first started."""
     told_to_stop: bool = False
     """Whether the harness has asked the process to stop."""
 
@@ -79,7 +91,12 @@ class Job:
         where = "--resume" if (self.folder / "config.json").exists() else "--run-dir"
         flags = {"env-id": e.env_id, "seed": self.seed, "total-timesteps": e.total_timesteps, **e.flags}
         words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value)) if word]
-        return ["python", os.path.relpath(ROOT / "algorithms" / f"{e.algorithm}.py"), *words, where, str(self.folder)]
+        return ["python", os.path.relpath(self.script), *words, where, str(self.folder)]
+
+    @property
+    def script(self) -> Path:
+        """The algorithm's file."""
+        return ROOT / "algorithms" / f"{self.experiment.algorithm}.py"
 
     def is_done(self) -> bool:
         """Whether the run folder is complete: status.json says so, or checkpoint and last evaluation are there.
@@ -99,6 +116,7 @@ class Job:
         status = read_json(self.folder / "status.json")
         if status.get("state") != "done":
             self.exit_code, self.earlier = 0, status.get("seconds", 0.0)
+            self.algorithm_sha256 = status.get("algorithm_sha256")
             self.write_status(status.get("command", self.command()))
 
     def is_busy(self) -> bool:
@@ -117,7 +135,9 @@ class Job:
     def start(self) -> None:
         """Start the process, in a session of its own so that Ctrl-C reaches it only through `stop`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.earlier = read_json(self.folder / "status.json").get("seconds", 0.0)
+        earlier = read_json(self.folder / "status.json") if (self.folder / "config.json").exists() else {}
+        self.earlier = earlier.get("seconds", 0.0)
+        self.algorithm_sha256 = earlier.get("algorithm_sha256") or algorithm_sha256(self.script)
         self.state, self.started = "running", time.time()
         command = self.command()
         self.write_status(command)
@@ -156,34 +176,40 @@ class Job:
             "stderr_tail": log.read_text(errors="replace")[-2000:] if self.state != "running" and log.exists() else "",
             "total_timesteps": self.experiment.total_timesteps,
             "command": command,
+            "flags": self.experiment.flags,
             "reason": self.experiment.reason,
             "seconds": round(
                 self.earlier + (time.time() - self.started if self.started and self.state != "running" else 0.0), 1
             ),
             "versions": session.get("versions", {"python": platform.python_version()}),
             "script_sha256": session.get("script_sha256"),
+            "algorithm_sha256": self.algorithm_sha256,
             "hardware": hardware(),
         }
-        path = self.folder / "status.json"
-        temporary = path.with_name("status.json.tmp")
-        temporary.write_text(json.dumps(status, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_atomically(self.folder / "status.json", json.dumps(status, indent=2) + "\n")
 
-    def progress(self) -> tuple[int, str]:
-        """Steps so far and the mean return of the last evaluation, from the run's own files."""
+    def inspect(self) -> None:
+        """Set the state from what is in the folder, for `--status`: a run without a process is not running."""
+        recorded = read_json(self.folder / "status.json")
+        self.exit_code = recorded.get("exit_code")
+        begun = (self.folder / "config.json").exists()
+        self.state = (
+            "done" if self.is_done() else "running" if self.is_busy()
+            else "failed" if recorded.get("state") == "failed" else "stopped" if begun else "waiting"
+        )  # fmt: skip
+
+    def stale(self) -> str | None:
+        """Why a finished result is not what today's script and settings would give; None if it is."""
+        e, recorded = self.experiment, read_json(self.folder / "status.json")
+        return staleness(recorded, e.algorithm, [e.flags]) if self.state == "done" else None
+
+    def progress(self) -> tuple[int, float, str]:
+        """Steps so far, seconds they took, and the mean return of the last evaluation, from the run's own files."""
         rows = last_rows(self.folder / "metrics.csv", 1)
-        step = int(rows[0][0]) if rows and rows[0][0].isdigit() else 0
+        step, seconds = (int(rows[0][0]), float(rows[0][1])) if rows and rows[0][0].isdigit() else (0, 0.0)
         evaluations = [row for row in last_rows(self.folder / "eval.csv", 10) if row[0].isdigit()]
         same = [float(row[2]) for row in evaluations if row[0] == evaluations[-1][0]]
-        return step, f"{sum(same) / len(same):.1f}" if same else "-"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The file's content, {} if there is none or it is damaged (it is only a record: the run folder decides)."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+        return step, seconds, f"{sum(same) / len(same):.1f}" if same else "-"
 
 
 def last_rows(path: Path, n: int) -> list[list[str]]:
@@ -210,19 +236,27 @@ def plan(args: Args) -> list[Job]:
     """All runs of the suite, seed by seed, so that a plan cut short has whole seeds. Exits with 2 on bad input."""
     if args.suite not in SUITES:
         fail(f"--suite {args.suite} does not exist: choose one of {', '.join(SUITES)}")
-    known = {e.algorithm for e in SUITES[args.suite]}
-    for name in args.algorithms:
-        if name not in known:
-            fail(f"--algorithms {name} is not in suite {args.suite}: choose from {', '.join(sorted(known))}")
+    for flag, chosen, known in (
+        ("algorithms", args.algorithms, {e.label for e in SUITES[args.suite]}),
+        ("tasks", args.tasks, {e.env_id for e in SUITES[args.suite]}),
+    ):
+        for name in chosen:
+            if name not in known:
+                fail(f"--{flag} {name} is not in suite {args.suite}: choose from {', '.join(sorted(known))}")
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
             fail(f"--{name} {getattr(args, name)} is out of range: use at least 1")
     if args.first_seed < 0:
         fail(f"--first-seed {args.first_seed} is out of range: use at least 0")
-    experiments = [e for e in SUITES[args.suite] if not args.algorithms or e.algorithm in args.algorithms]
+    if args.time_budget is not None and not args.time_budget > 0:
+        fail(f"--time-budget {args.time_budget} is out of range: use more than 0 hours")
+    experiments = [
+        e for e in SUITES[args.suite]
+        if (not args.algorithms or e.label in args.algorithms) and (not args.tasks or e.env_id in args.tasks)
+    ]  # fmt: skip
     folder = Path(args.output) / args.suite
     return [
-        Job(e, seed, folder / e.algorithm / e.env_id / str(seed))
+        Job(e, seed, folder / e.label / e.env_id / str(seed))
         for seed in range(args.first_seed, args.first_seed + args.seeds)
         for e in experiments
     ]
@@ -240,15 +274,43 @@ def table(jobs: list[Job], title: str) -> Table:
     for column in ("algorithm", "task", "seed", "state", "step", "steps/s", "evaluation"):
         t.add_column(column, justify="right" if column in ("seed", "step", "steps/s", "evaluation") else "left")
     for job in jobs:
-        step, evaluation = job.progress()
-        speed = last_rows(job.folder / "metrics.csv", 1)
+        step, seconds, evaluation = job.progress()
         state = job.state if job.state != "failed" else f"failed (exit {job.exit_code}), see {job.folder}/stderr.log"
+        if stale := job.stale():
+            state += f", stale: {stale}"
         t.add_row(
-            job.experiment.algorithm, job.experiment.env_id, str(job.seed), f"[{COLOURS[job.state]}]{state}",
+            job.experiment.label, job.experiment.env_id, str(job.seed), f"[{COLOURS[job.state]}]{state}",
             f"{step / 1000:.0f}k / {job.experiment.total_timesteps / 1000:.0f}k",
-            speed[0][2] if job.state == "running" and speed and step else "", evaluation,
+            f"{step / seconds:.0f}" if job.state == "running" and seconds else "", evaluation,
         )  # fmt: skip
     return t
+
+
+def summary(jobs: list[Job], parallel: int) -> str:
+    """How many runs are in which state, and the time left with so many at a time."""
+    states = [job.state for job in jobs]
+    counts = [f"{states.count(state)} {state}" for state in COLOURS if state in states]
+    if stale := sum(job.stale() is not None for job in jobs):
+        counts.append(f"{stale} of the done ones stale")
+    return f"{len(jobs)} runs: {', '.join(counts)}; {time_left(jobs, parallel)}"
+
+
+def time_left(jobs: list[Job], parallel: int) -> str:
+    """Estimate for the runs that are not done, from the mean seconds per step of their algorithm's runs so far."""
+    spent: dict[str, list[float]] = {}
+    for job in jobs:
+        step, seconds, _ = job.progress()
+        if step:
+            spent.setdefault(job.experiment.label, []).append(seconds / step)
+    left, unknown = 0.0, set()
+    for job in jobs:
+        label = job.experiment.label
+        if job.state != "done":
+            steps = job.experiment.total_timesteps - job.progress()[0]
+            left += steps * sum(spent[label]) / len(spent[label]) if label in spent else 0.0
+            unknown |= {label} - spent.keys()
+    text = f"about {left / parallel / 3600:.1f} h left, {parallel} at a time"
+    return text + (f", and {', '.join(sorted(unknown))}, whose speed is not known yet" if unknown else "")
 
 
 def lock(folder: Path) -> int:
@@ -261,60 +323,74 @@ def lock(folder: Path) -> int:
     return descriptor
 
 
-def execute(jobs: list[Job], parallel: int, console: Console) -> bool:
-    """Run all waiting jobs, `parallel` at a time; returns whether it was interrupted (SIGINT, SIGTERM or SIGHUP).
+def execute(jobs: list[Job], parallel: int, console: Console, hours: float | None = None) -> str:
+    """Run all waiting jobs, `parallel` at a time; returns why it stopped early, "" if it did not.
 
-    The first interruption asks the runs to save and end, a second one ends them at once. A folder in which a process is
-    still training, started by a harness that died, is waited for.
+    The first interruption (SIGINT, SIGTERM, SIGHUP) or the end of `hours` asks the runs to save and end, a second one
+    ends them at once. A folder in which a process is still training, started by a harness that died, is waited for.
+    Raises OSError, when the runs have ended, if a status cannot be written.
     """
-    interruptions = 0
+    reasons: list[str] = []
+    deadline = time.monotonic() + hours * 3600 if hours else float("inf")
     for job in jobs:
         if job.state == "done":
             job.record_done()
     waiting, running = [job for job in jobs if job.state == "waiting"], []
 
     def interrupt(*_: Any) -> None:
-        nonlocal interruptions
-        interruptions += 1
+        reasons.append("interrupted")
         for job in running:
             job.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    title = f"{len(jobs)} runs, {parallel} at a time"
-    with Live(table(jobs, title), console=console, refresh_per_second=2, transient=False) as live:
-        while running or (waiting and not interruptions):
-            for job in [job for job in waiting if job.is_done()]:
-                waiting.remove(job)
-                job.record_done()
-            startable = [job for job in waiting if not job.is_busy()]
-            while startable and len(running) < parallel and not interruptions:
-                job = startable.pop(0)
-                waiting.remove(job)
-                job.start()
-                running.append(job)
-                announce(console, job)
-            for job in running if interruptions else []:
-                if not job.told_to_stop:  # it was just being started
-                    job.stop()
-            for job in [job for job in running if job.poll()]:
-                running.remove(job)
-                announce(console, job)
-            live.update(table(jobs, title))
-            time.sleep(0.5)
-    return interruptions > 0
+    try:
+        with Live(table(jobs, summary(jobs, parallel)), console=console, refresh_per_second=2) as live:
+            while running or (waiting and not reasons):
+                if time.monotonic() > deadline and not reasons:
+                    reasons.append("the time budget is used up")
+                for job in [job for job in waiting if job.is_done()]:
+                    waiting.remove(job)
+                    job.record_done()
+                startable = [job for job in waiting if not job.is_busy()]
+                while startable and len(running) < parallel and not reasons:
+                    job = startable.pop(0)
+                    waiting.remove(job)
+                    job.start()
+                    running.append(job)
+                    announce(console, job)
+                for job in running if reasons else []:
+                    if not job.told_to_stop:  # it was just being started, or time is up
+                        job.stop()
+                for job in [job for job in running if job.poll()]:
+                    running.remove(job)
+                    announce(console, job)
+                live.update(table(jobs, summary(jobs, parallel)))
+                time.sleep(0.5)
+    except OSError:
+        for job in running:
+            job.stop()
+        for job in running:
+            job.process.wait()
+        raise
+    return reasons[0] if reasons else ""
 
 
 def announce(console: Console, job: Job) -> None:
     """Where there is no terminal for the live table: a line when a run starts and ends."""
     if not console.is_terminal:
         e, seconds = job.experiment, time.time() - job.started
-        console.print(f"{e.algorithm} {e.env_id} seed {job.seed}: {job.state} ({seconds:.0f} s)")
+        console.print(f"{e.label} {e.env_id} seed {job.seed}: {job.state} ({seconds:.0f} s)")
 
 
 def main(args: Args) -> int:
     """Plan, run, summarise; returns the exit code."""
     jobs, console = plan(args), Console()
+    if args.status:
+        for job in jobs:
+            job.inspect()
+        console.print(table(jobs, summary(jobs, args.jobs)))
+        return 0
     for job in jobs:
         job.state = "done" if job.is_done() else "waiting"
     if args.dry_run:
@@ -327,18 +403,21 @@ def main(args: Args) -> int:
     except OSError as error:
         fail(f"cannot write --output {args.output} ({error.strerror}): choose another")
     claim = lock(suite_folder)
-    interrupted = execute(jobs, args.jobs, console)
+    try:
+        stopped = execute(jobs, args.jobs, console, args.time_budget)
+    except OSError as error:
+        fail(f"cannot write {error.filename} ({error.strerror}): free space, then the same command continues")
     console.print()
     os.close(claim)
     for job in jobs:
         if job.state == "failed":
             e = job.experiment
             tail = read_json(job.folder / "status.json")["stderr_tail"].strip().splitlines()[-3:]
-            console.print(f"[bold red]failed[/]: {e.algorithm} {e.env_id} seed {job.seed}, exit {job.exit_code}")
+            console.print(f"[bold red]failed[/]: {e.label} {e.env_id} seed {job.seed}, exit {job.exit_code}")
             console.print("\n".join(tail), markup=False, style="red")
-    if interrupted:
-        console.print("stopped: the runs have saved what they had; the same command continues")
-        return 130
+    if stopped:
+        console.print(f"stopped: {stopped}; the runs have saved what they had: the same command continues")
+        return 130 if stopped == "interrupted" else 0
     return 1 if any(job.state == "failed" for job in jobs) else 0
 
 

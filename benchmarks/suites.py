@@ -22,6 +22,13 @@ class Experiment:
     """Settings that differ from the script's defaults: flag (without its dashes) -> value, "" for a switch."""
     reason: str = ""
     """Why they differ."""
+    variant: str = ""
+    """Name of what is changed on purpose, for an ablation; "" for the algorithm as it is."""
+
+    @property
+    def label(self) -> str:
+        """Name in tables and folders."""
+        return f"{self.algorithm}-{self.variant}" if self.variant else self.algorithm
 
 
 ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")
@@ -41,16 +48,21 @@ TASK_SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
 }
 
 
-def experiments(algorithm: str, tasks: tuple[str, ...], total_timesteps: int, **flags: str) -> list[Experiment]:
-    """The algorithm on each task; `flags` (underscores for dashes) say how all of them are run or measured."""
+def experiments(
+    algorithm: str, tasks: tuple[str, ...], total_timesteps: int, variant: str = "", **flags: str
+) -> list[Experiment]:
+    """The algorithm on each task; `flags` (underscores for dashes) say how all of them are run or measured.
+
+    A `variant` is named after the switch that makes it: "no-her" runs with --no-her.
+    """
     common = {name.replace("_", "-"): value for name, value in flags.items()}
     made = []
     for env_id in tasks:
         algorithms, own, reason = TASK_SETTINGS.get(env_id, ((), {}, ""))
         special = algorithm in algorithms
-        made.append(
-            Experiment(algorithm, env_id, total_timesteps, common | (own if special else {}), reason if special else "")
-        )
+        reasons = [reason] * special + [f"ablation: --{variant}"] * bool(variant)
+        settings = common | (own if special else {}) | ({variant: ""} if variant else {})
+        made.append(Experiment(algorithm, env_id, total_timesteps, settings, "; ".join(reasons), variant))
     return made
 
 
@@ -81,7 +93,15 @@ SUITES: dict[str, list[Experiment]] = {
     "fetch": [
         *experiments("her_ddpg", ("FetchReach-v4",), 50_000, eval_every="2500"),
         *experiments("her_ddpg", ("FetchPush-v4",), 2_000_000, eval_every="50000"),
+        *experiments("her_ddpg", ("FetchReach-v4",), 50_000, variant="no-her", eval_every="2500"),
+        *experiments("her_ddpg", ("FetchPush-v4",), 2_000_000, variant="no-her", eval_every="50000"),
         *experiments("her_ddpg", ("FetchPickAndPlace-v4", "FetchSlide-v4"), 4_000_000, eval_every="100000"),
     ],
 }
 """Name -> experiments. Every suite evaluates 10 episodes at least every 1/20 of a run."""
+
+TUNING = "seed 11 (reinforce, a2c, trpo, ppo: HalfCheetah-v5 and Hopper-v5; her_ddpg: FetchPush-v4)"
+"""Seeds and tasks on which trial runs were made while defaults were chosen."""
+
+REMARKS: dict[tuple[str, str], str] = {}
+"""(label, task) -> what is known of a result that falls short of the published one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 import run
+from published import load_published, split_env_id
+from records import SAME_STEP
 from rich.console import Console
-from suites import SUITES, Experiment
+from scores import nearest
+from suites import SUITES, Experiment, experiments
 
 ROOT = Path(run.__file__).resolve().parent.parent
 
@@ -43,11 +47,11 @@ def status(job: run.Job) -> dict:
     return json.loads((job.folder / "status.json").read_text())
 
 
-def execute(jobs: list[run.Job], parallel: int = 2) -> str:
+def execute(jobs: list[run.Job], parallel: int = 2, hours: float | None = None) -> str:
     with open(os.devnull, "w") as out:
         console = Console(file=out, record=True, width=200)
-        run.execute(jobs, parallel, console)
-    return console.export_text()
+        stopped = run.execute(jobs, parallel, console, hours)
+    return stopped + console.export_text()
 
 
 def test_a_crashing_run_is_recorded_and_the_others_go_on(suite):
@@ -103,6 +107,8 @@ def test_plan_has_every_experiment_and_seed_once(suite):
     [
         (["--suite", "nope"], "--suite nope does not exist"),
         (["--algorithms", "dqn"], "--algorithms dqn is not in suite quick"),
+        (["--tasks", "Ant-v5"], "--tasks Ant-v5 is not in suite quick"),
+        (["--time-budget", "0"], "--time-budget 0.0 is out of range"),
         (["--seeds", "0"], "--seeds 0 is out of range"),
         (["--jobs", "0"], "--jobs 0 is out of range"),
     ],
@@ -148,16 +154,16 @@ def test_interrupting_stops_the_children_with_a_checkpoint_and_a_second_harness_
     harness.send_signal(signal.SIGINT)
     output, _ = harness.communicate(timeout=60)
     assert harness.returncode == 130
-    assert "the same command continues" in output
+    assert "the same command continues" in " ".join(output.split())
     assert json.loads((folders[0] / "status.json").read_text())["state"] == "stopped"
     assert (folders[0] / "checkpoint.pt").exists()
     assert not list(tmp_path.glob("quick/*/*/2")), "a run was started after the interruption"
 
 
 def test_every_suite_evaluates_often_enough_and_gives_reasons():
-    for name, experiments in SUITES.items():
-        assert len({(e.algorithm, e.env_id) for e in experiments}) == len(experiments), name
-        for e in experiments:
+    for name, members in SUITES.items():
+        assert len({(e.label, e.env_id) for e in members}) == len(members), name
+        for e in members:
             assert (ROOT / "algorithms" / f"{e.algorithm}.py").exists()
             assert int(e.flags.get("eval-every", 20_000)) * 20 <= e.total_timesteps
             measured = {"eval-every", "no-compile"}  # how it is measured and executed, not what is learned
@@ -203,11 +209,91 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_the_quick_suite_can_be_compared_with_published_figures_at_equal_steps():
-    import report
-
-    published = report.load_published()
+    figures = load_published()
     for e in SUITES["quick"]:
-        task, _ = report.split_env_id(e.env_id)
-        steps = [r.env_steps for r in published if (r.kind, r.algorithm, r.task) == ("reference", e.algorithm, task)]
-        comparable = report.nearest(steps, e.total_timesteps, report.SAME_STEP) is not None
+        task, _ = split_env_id(e.env_id)
+        steps = [r.env_steps for r in figures if (r.kind, r.algorithm, r.task) == ("reference", e.algorithm, task)]
+        comparable = nearest(steps, e.total_timesteps, SAME_STEP) is not None
         assert comparable == (e.algorithm in ("reinforce", "a2c", "trpo", "ppo")), e  # suites.py says why others stop
+
+
+def test_a_variant_has_its_own_folder_and_switch(suite):
+    plain, ablated = suite(Experiment("her_ddpg", "FetchPush-v4", 800), *variant())
+    assert plain.folder.parts[-3:] == ("her_ddpg", "FetchPush-v4", "1")
+    assert ablated.folder.parts[-3:] == ("her_ddpg-no-her", "FetchPush-v4", "1")
+    assert "--no-her" in ablated.command() and "--no-her" not in plain.command()
+    assert any(e.label == "her_ddpg-no-her" and e.env_id == "FetchPush-v4" for e in SUITES["fetch"])
+
+
+def variant() -> list[Experiment]:
+    return experiments("her_ddpg", ("FetchPush-v4",), 800, variant="no-her")
+
+
+def test_the_time_budget_stops_runs_so_that_they_can_be_continued(suite):
+    jobs = suite(ppo(steps=4_000_000), ppo("tiny_envs:Crash-v0", 4096))
+    text = execute(jobs, parallel=1, hours=5 / 3600)
+    assert text.startswith("the time budget is used up")
+    assert jobs[0].state == status(jobs[0])["state"] == "stopped"
+    assert jobs[1].state == "waiting" and not jobs[1].folder.exists()
+    again = suite(ppo(steps=4_000_000))
+    assert again[0].state == "waiting"
+
+
+def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(suite, monkeypatch, capsys):
+    jobs = suite(ppo(steps=10**6), ppo("tiny_envs:Chain-v0", 256))
+    write, calls = run.write_atomically, []
+
+    def full(path: Path, text: str) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, text)
+
+    monkeypatch.setattr(run, "write_atomically", full)
+    with pytest.raises(SystemExit) as stopped:
+        run.main(run.Args(suite="test", jobs=2, output=str(jobs[0].folder.parents[3])))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "No space left on device" in error and "the same command continues" in error
+    assert not jobs[0].is_busy() and status(jobs[0])["state"] == "running", "the last status that could be written"
+    monkeypatch.undo()
+    assert not jobs[0].is_done()
+
+
+def test_status_shows_every_state_staleness_and_the_time_left(suite, monkeypatch, capsys):
+    jobs = suite(*(ppo(f"tiny_envs:Chain-v{i}", 1000) for i in range(5)))
+    done, stale, failed, stopped, waiting = jobs
+    sha = run.algorithm_sha256(done.script)
+    for job, state, algorithm, step in (
+        (done, "done", sha, 1000), (stale, "done", "another", 1000), (failed, "failed", sha, 500),
+        (stopped, "running", sha, 500),  # says its status, but there is no process
+    ):  # fmt: skip
+        job.folder.mkdir(parents=True)
+        record = {"state": state, "exit_code": int(state == "failed"), "total_timesteps": 1000, "flags": ppo().flags}
+        (job.folder / "status.json").write_text(json.dumps(record | {"algorithm_sha256": algorithm}))
+        (job.folder / "config.json").write_text("{}")
+        (job.folder / "metrics.csv").write_text(f"step,seconds,steps_per_second\n{step},{step * 3.6},1\n")
+    before = sorted(done.folder.parents[3].rglob("*"))
+    monkeypatch.setenv("COLUMNS", "250")
+    assert run.main(run.Args(suite="test", jobs=2, output=str(done.folder.parents[3]), status=True)) == 0
+    assert sorted(done.folder.parents[3].rglob("*")) == before
+    out = capsys.readouterr().out
+    lines = {line.split("│")[2].strip(): line for line in out.splitlines() if "Chain" in line}
+    for job, text in (
+        (done, "done "), (stale, "done, stale: ppo.py has changed since"), (failed, "failed (exit 1), see"),
+        (stopped, "stopped"), (waiting, "waiting"),
+    ):  # fmt: skip
+        assert text in lines[job.experiment.env_id], out
+    # 500 + 500 + 1000 steps of 3.6 s, two at a time
+    assert "1 of the done ones stale" in out and "about 1.0 h left, 2 at a time" in out
+    for text in ("2 done", "1 failed", "1 stopped", "1 waiting"):
+        assert text in " ".join(out.split())
+
+
+def test_a_resumed_run_keeps_the_hash_of_the_algorithm_that_began_it(suite, monkeypatch):
+    execute(suite(ppo(steps=256)))
+    longer = suite(ppo(steps=512))
+    monkeypatch.setattr(run, "algorithm_sha256", lambda script: "changed meanwhile")
+    execute(longer)
+    assert status(longer[0])["state"] == "done" and status(longer[0])["algorithm_sha256"] != "changed meanwhile"
+    assert status(longer[0])["flags"] == ppo().flags

@@ -1,0 +1,282 @@
+"""Run folders of a benchmark, as run.py leaves them and as they are committed: loading, staleness, export.
+
+    python benchmarks/records.py --results runs --suite quick
+
+copies the finished runs of runs/quick in compact form to benchmarks/results/quick: config.json, eval.csv and
+status.json as they are, train.csv and metrics.csv thinned to at most 200 rows, and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from suites import SUITES
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = ROOT / "benchmarks" / "results"
+SAME_STEP = 0.025  # relative: on-policy evaluations fall on the ends of rollouts, near the round numbers
+METRICS = {"return": "return of the deterministic policy", "success_rate": "success rate of the deterministic policy"}
+THINNED_ROWS = 200
+
+
+class InputError(Exception):
+    """What was asked for cannot be done: one line with what, value and remedy."""
+
+
+# ======================================================================================================================
+# 1 Runs
+# ======================================================================================================================
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; e evaluations at increasing `steps` [e], e = 0 if there is none.
+
+    `values` maps metric -> mean over the episodes of each evaluation, [e]; "success_rate" (0 to 1) is only there where
+    the environment reports success. `config` and `status` are the contents of the json files, {} if unreadable.
+    """
+
+    label: str
+    """The algorithm, or the variant of it: the name of the experiment's folder."""
+    env_id: str
+    seed: str
+    config: dict[str, Any]
+    status: dict[str, Any]
+    steps: np.ndarray
+    values: dict[str, np.ndarray]
+    clock: np.ndarray
+    """Logged (step, seconds of training so far) [k, 2]."""
+    stale: str | None
+    """Why the result is not what today's script and suite would give; None if nothing is known against it."""
+
+    @property
+    def algorithm(self) -> str:
+        """The script; a variant's label says more."""
+        return self.config.get("algorithm", self.label)
+
+    @property
+    def total(self) -> int | None:
+        """Environment steps the run was meant to take, None if unknown."""
+        return self.config.get("args", {}).get("total_timesteps") or self.status.get("total_timesteps")
+
+    @property
+    def reached(self) -> int:
+        """Last step that any log of the run mentions."""
+        return int(max([0, *self.steps[-1:], *self.clock[-1:, 0]]))
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration of the run, None if unknown."""
+        return self.status.get("seconds", self.clock[-1, 1] if len(self.clock) else None)
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """What the run recorded about its last start: versions, script, platform, command."""
+        return (self.config.get("history") or [{}])[-1]
+
+    def seconds_at(self, steps: np.ndarray) -> np.ndarray:
+        """Seconds of training after so many steps, [e]: between logged rows by interpolation; nan if none is known."""
+        if len(self.clock) == 0:
+            return np.full(len(steps), np.nan)
+        return np.interp(steps, *np.vstack([[0, 0], self.clock]).T)
+
+    def trouble(self, total: int | None) -> str | None:
+        """Why the run's score does not count in a comparison at `total` steps; None if it does."""
+        state = self.status.get("state")
+        if state is None:
+            return "failed: no status.json"
+        if state == "failed":
+            return f"failed: exit {self.status.get('exit_code')}"
+        if state != "done":
+            return f"{state} at step {count(self.reached)}"
+        if self.steps.size == 0 or self.steps[-1] != total:
+            return f"done, but no evaluation at step {count(total)}"
+        return None
+
+    def last_error(self) -> str:
+        """Last line the run wrote to stderr, "" if unknown."""
+        lines = (self.status.get("stderr_tail") or "").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
+
+def count(steps: int | None) -> str:
+    """Environment steps for people: 64, 60k, 98.3k, 1M; "?" if unknown."""
+    if steps is None:
+        return "?"
+    if steps < 1_000:
+        return str(int(steps))
+    return f"{steps / 1e3:.3g}k" if steps < 999_500 else f"{steps / 1e6:.3g}M"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file, {} if it is missing or damaged (it is only a record: the run folder decides)."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's text; whoever reads it meanwhile sees the old or the new one. The file's mode stays."""
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(text.encode())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_columns(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Columns of a csv of numbers, [rows, names]; [0, names] if it is missing. A row cut short is left out."""
+    rows = []
+    with contextlib.suppress(OSError):
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+        for row in csv.DictReader(text.splitlines()):
+            with contextlib.suppress(ValueError, TypeError):
+                rows.append([float(row.get(name)) for name in names])
+    return np.array(rows).reshape(-1, len(names))
+
+
+def load_run(folder: Path, suite: str) -> Run:
+    """The run in SUITE/LABEL/ENV_ID/SEED/; whatever is missing there is empty or None in the result."""
+    columns = ["step", "return", "success"]
+    rows = read_columns(folder / "eval.csv", columns)
+    if len(rows) == 0:
+        columns = ["step", "return"]
+        rows = read_columns(folder / "eval.csv", columns)
+    steps = np.unique(rows[:, 0])
+    means = np.array([rows[rows[:, 0] == step].mean(0) for step in steps]).reshape(-1, len(columns))
+    status = read_json(folder / "status.json")
+    config = read_json(folder / "config.json")
+    label, env_id = folder.parent.parent.name, folder.parent.name
+    return Run(
+        label=label,
+        env_id=env_id,
+        seed=folder.name,
+        config=config,
+        status=status,
+        steps=steps,
+        values=dict(zip(METRICS, means[:, 1:].T, strict=False)),  # without success, the return only
+        clock=read_columns(folder / "metrics.csv", ["step", "seconds"]),
+        stale=staleness(
+            status,
+            config.get("algorithm", label),
+            [e.flags for e in SUITES.get(suite, []) if (e.label, e.env_id) == (label, env_id)],
+        ),
+    )
+
+
+def load_runs(results: Path, suite: str) -> list[Run]:
+    """Every run of a suite, sorted by task, label and seed. Raises InputError if there is none."""
+    root = results / suite
+    if not root.is_dir():
+        raise InputError(f"no suite folder {root}: run the suite first or correct --results and --suite")
+    folders = [folder for folder in root.glob("*/*/*") if folder.is_dir()]
+    if not folders:
+        raise InputError(f"{root} holds no run folders ALGORITHM/ENV_ID/SEED: run the suite first")
+    runs = [load_run(folder, suite) for folder in folders]
+    return sorted(runs, key=lambda r: (r.env_id, r.label, len(r.seed), r.seed))
+
+
+# ======================================================================================================================
+# 2 Staleness
+# ======================================================================================================================
+
+
+def algorithm_sha256(script: Path) -> str | None:
+    """Hash of what decides a script's results: its code above the shared blocks of section 5, settings included.
+
+    Comments, docstrings and layout do not count. None if there is no such script.
+    """
+    if not script.exists():
+        return None
+    tree = ast.parse(script.read_text().partition("\n# 5 ")[0])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            texts = [n for n in node.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+            node.body = [n for n in node.body if n not in texts] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def staleness(status: dict[str, Any], algorithm: str, planned: list[dict[str, str]]) -> str | None:
+    """Why today's script and suite would not give the result that `status` records; None if nothing is known.
+
+    `planned` holds the suite's settings for this algorithm and task; it is empty if the suite has none.
+    """
+    if status.get("algorithm_sha256") != algorithm_sha256(ROOT / "algorithms" / f"{algorithm}.py"):
+        return f"{algorithm}.py has changed since"
+    if planned and status.get("flags") not in planned:
+        return "the suite's settings have changed since"
+    return None
+
+
+# ======================================================================================================================
+# 3 Export
+# ======================================================================================================================
+
+
+def thin(text: str, rows: int = THINNED_ROWS) -> str:
+    """A csv with its header, its last row and, evenly between, as many others as make `rows` at most."""
+    header, *lines = text.splitlines(keepends=True)
+    step = max(1, -(-len(lines) // rows))
+    return "".join([header, *lines[::-1][::step][::-1]])
+
+
+def export(source: Path, target: Path) -> None:
+    """Copy what is kept of a run folder; an earlier copy is replaced as a whole."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in ("config.json", "eval.csv", "status.json"):
+        shutil.copy(source / name, temporary)
+    for name in ("train.csv", "metrics.csv"):
+        (temporary / name).write_text(thin((source / name).read_text()))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+
+
+@dataclass
+class Options:
+    """Which suite to copy to benchmarks/results."""
+
+    results: Path
+    """Folder of the benchmark; it holds SUITE/ALGORITHM/ENV_ID/SEED/."""
+    suite: str
+    """Name of the suite, a folder in results."""
+
+
+def main() -> int:
+    """Command line; exit code 2 for what the user can put right."""
+    try:
+        options = tyro.cli(Options, description=__doc__)
+        runs = load_runs(options.results, options.suite)
+    except InputError as error:
+        print(f"records.py: {error}", file=sys.stderr)
+        return 2
+    done = [run for run in runs if run.trouble(run.total) is None]
+    for run in done:
+        where = Path(options.suite, run.label, run.env_id, run.seed)
+        export(options.results / where, COMMITTED / where)
+    print(f"{len(done)} of {len(runs)} runs, the finished ones, are in {COMMITTED / options.suite}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
