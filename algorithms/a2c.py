@@ -24,7 +24,9 @@ Deviations from the paper, each with its reason:
   * Policy and value have separate networks of tanh units; `--shared-network` shares the hidden layers, as the slides'
     picture has it.
   * lambda = 0.95, not 1: less variance. `--gae-lambda 1` gives the paper's n-step returns.
-  * No entropy bonus by default: with 0.01, a usual weight, HalfCheetah's std grew without end in a trial.
+  * Advantages are standardised per rollout, as in PPO: otherwise the steps shrink as the critic learns, and Hopper's
+    policy stays where it first stands still. `--no-norm-adv` leaves them as they are.
+  * No entropy bonus by default: it pays a Gaussian policy for a std without bound, which clipped actions do not punish.
   * RMSprop with epsilon 1e-5 outside the square root, as PyTorch has it: theta - lr g / (sqrt(v) + eps), v from 0. The
     paper and TensorFlow (with v from 1) have sqrt(v + eps), which makes smaller steps wherever gradients are small.
   * Observations are normalised and rewards divided by the running std of the discounted return, so that one learning
@@ -111,6 +113,8 @@ class Args:
     """Weight c1 of the value loss (>= 0)."""
     ent_coef: Annotated[float, Range(0)] = 0.0
     """Weight c2 of the entropy bonus (>= 0)."""
+    norm_adv: bool = True
+    """Standardise the advantages of each rollout."""
     max_grad_norm: Annotated[float, Range(0)] = 0.5
     """Gradients with a larger Euclidean norm are scaled down to it (>= 0; 1e9 switches it off)."""
     log_std_init: Annotated[float, Range(-20, 2)] = -0.5
@@ -339,6 +343,8 @@ class A2C(nn.Module):
             r = self.scale_rewards(rollout.r, rollout.done)
         adv, v_target = self.advantages(s, r, s2, rollout.terminal, rollout.done)
         explained = 1 - adv.var(correction=0) / (v_target.var(correction=0) + 1e-8)
+        if args.norm_adv and adv.numel() > 1:  # a single advantage has no standard deviation
+            adv = (adv - adv.mean()) / (adv.std() + 1e-8)
         gradient, info, norm = self.gradient(
             s.flatten(0, 1), rollout.a.flatten(0, 1), adv.flatten(), v_target.flatten()
         )

@@ -86,9 +86,13 @@ SUITES: dict[str, list[Experiment]] = {
         *[e for name in ON_POLICY[1:] for e in experiments(name, ("InvertedPendulum-v5",), 92_160, eval_every="4096")],
     ],
     # The seven tasks of the TD3 paper at its length.
-    "td3-paper": [e for name in (*OFF_POLICY, *ON_POLICY) for e in experiments(name, TD3_PAPER, 1_000_000)],
+    "td3-paper": [
+        e for name in (*OFF_POLICY, *ON_POLICY) for e in experiments(name, TD3_PAPER, 1_000_000, eval_every="50000")
+    ],
     # The nine tasks for which most figures are published.
-    "mujoco": [e for name in (*OFF_POLICY, *ON_POLICY) for e in experiments(name, MUJOCO, 1_000_000)],
+    "mujoco": [
+        e for name in (*OFF_POLICY, *ON_POLICY) for e in experiments(name, MUJOCO, 1_000_000, eval_every="50000")
+    ],
     # The robot arm's goal tasks, from the one learned in minutes to the two that take millions of steps.
     "fetch": [
         *experiments("her_ddpg", ("FetchReach-v4",), 50_000, eval_every="2500"),

@@ -192,8 +192,9 @@ def test_a_saved_agent_goes_on_as_it_would_have(optimizer):
     assert torch.equal(a.act(s), b.act(s))
 
 
-def test_an_update_is_one_gradient_step_on_the_whole_rollout():
-    a, seen = agent(), []
+@pytest.mark.parametrize("norm_adv", [False, True])
+def test_an_update_is_one_gradient_step_on_the_whole_rollout(norm_adv):
+    a, seen = agent(norm_adv=norm_adv), []
     gradient = a.gradient
     a.gradient = lambda *x: seen.append(x) or gradient(*x)
     data = rollout(a)
@@ -203,7 +204,8 @@ def test_an_update_is_one_gradient_step_on_the_whole_rollout():
     s, actions, adv, v_target = seen[0]
     assert torch.equal(actions, data.a.flatten(0, 1))
     torch.testing.assert_close(s, data.s.flatten(0, 1).clamp(-10, 10))  # the statistics were still mean 0 and std 1
-    torch.testing.assert_close(adv + agent().critic(s).squeeze(-1), v_target)
+    raw = v_target - agent().critic(s).squeeze(-1)
+    torch.testing.assert_close(adv, (raw - raw.mean()) / raw.std() if norm_adv else raw)
     assert info["learning_rate"] == a.optimizer.param_groups[0]["lr"] == pytest.approx(0.75 * a.args.learning_rate)
     assert a.obs_stats.count.item() == 40
 
