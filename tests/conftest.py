@@ -134,6 +134,13 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def final_return(folder: Path) -> float:
+    """Mean return of the last evaluation."""
+    evaluations = rows(folder / "eval.csv")
+    returns = [float(row["return"]) for row in evaluations if row["step"] == evaluations[-1]["step"]]
+    return sum(returns) / len(returns)
+
+
 def logs(folder: Path) -> dict[str, bytes]:
     """The files that resuming must not change, byte for byte."""
     return {name: (folder / name).read_bytes() for name in ("eval.csv", "train.csv")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import math
 
 import a2c
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from a2c import A2C, Args, Rollout, RunArgs
+from conftest import final_return
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
@@ -222,12 +222,6 @@ def test_a_rollout_of_one_step_is_learned_from():
 def settings(folder, env_id: str, total: int, **changes) -> Args:
     run = RunArgs(device="cpu", compile=False, run_dir=str(folder), eval_every=10**9)
     return Args(env_id=env_id, total_timesteps=total, run=run, **changes)
-
-
-def final_return(folder) -> float:
-    with open(folder / "eval.csv") as file:
-        rows = list(csv.DictReader(file))
-    return float(np.mean([float(row["return"]) for row in rows if row["step"] == rows[-1]["step"]]))
 
 
 def chain_value(tmp_path, env_id: str) -> float:

@@ -8,6 +8,7 @@ import ddpg
 import numpy as np
 import pytest
 import torch
+from conftest import final_return
 from ddpg import DDPG, Args, RunArgs
 from gymnasium.spaces import Box
 from torch import nn
@@ -259,12 +260,6 @@ def settings(folder, env_id: str, total: int, **changes) -> Args:
     run = RunArgs(device="cpu", compile=False, run_dir=str(folder), eval_every=10**9)
     defaults = {"learning_starts": 100, "batch_size": 64, "buffer_size": 5000, "learning_rate": 1e-3}
     return Args(env_id=env_id, total_timesteps=total, run=run, **(defaults | changes))
-
-
-def final_return(folder) -> float:
-    with open(folder / "eval.csv") as file:
-        rows = list(csv.DictReader(file))
-    return float(np.mean([float(row["return"]) for row in rows if row["step"] == rows[-1]["step"]]))
 
 
 def chain_value(tmp_path, **changes) -> float:

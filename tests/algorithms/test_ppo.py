@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 
 import numpy as np
 import ppo
 import pytest
 import torch
+from conftest import final_return
 from gymnasium.spaces import Box, Discrete
 from ppo import PPO, Args, Rollout, RunArgs, gae
 from torch import nn
@@ -343,12 +343,6 @@ def test_the_normaliser_is_part_of_the_saved_policy():
 def settings(folder, env_id: str, total: int, **changes) -> Args:
     run = RunArgs(device="cpu", compile=False, run_dir=str(folder), eval_every=10**9)
     return Args(env_id=env_id, total_timesteps=total, run=run, **changes)
-
-
-def final_return(folder) -> float:
-    with open(folder / "eval.csv") as file:
-        rows = list(csv.DictReader(file))
-    return float(np.mean([float(row["return"]) for row in rows if row["step"] == rows[-1]["step"]]))
 
 
 def chain_value(tmp_path, monkeypatch, env_id: str, truncation_is_termination: bool) -> float:

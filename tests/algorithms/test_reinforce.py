@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import itertools
 import math
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import reinforce
 import torch
+from conftest import final_return
 from gymnasium.spaces import Box, Discrete
 from reinforce import REINFORCE, Args, Episodes, RunArgs, Trajectory, VectorEnvs, chunks, rewards_to_go
 from torch import Tensor, nn
@@ -483,12 +483,6 @@ def test_an_episode_that_a_resume_had_to_give_up_is_replaced():
 def settings(folder, env_id: str, total: int, **changes) -> Args:
     run = RunArgs(device="cpu", compile=False, run_dir=str(folder), eval_every=10**9)
     return Args(env_id=env_id, total_timesteps=total, run=run, **changes)
-
-
-def final_return(folder) -> float:
-    with open(folder / "eval.csv") as file:
-        rows = list(csv.DictReader(file))
-    return float(np.mean([float(row["return"]) for row in rows if row["step"] == rows[-1]["step"]]))
 
 
 def match(folder, env_id: str) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import csv
 import math
 
 import numpy as np
 import pytest
 import torch
 import trpo
+from conftest import final_return
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 from trpo import TRPO, Args, Rollout, RunArgs, conjugate_gradient
@@ -319,12 +319,6 @@ def test_a_saved_agent_goes_on_as_it_would_have(space):
 def settings(folder, env_id: str, total: int, **changes) -> Args:
     run = RunArgs(device="cpu", compile=False, run_dir=str(folder), eval_every=10**9)
     return Args(env_id=env_id, total_timesteps=total, run=run, **changes)
-
-
-def final_return(folder) -> float:
-    with open(folder / "eval.csv") as file:
-        rows = list(csv.DictReader(file))
-    return float(np.mean([float(row["return"]) for row in rows if row["step"] == rows[-1]["step"]]))
 
 
 def chain_value(tmp_path, env_id: str) -> float:
