@@ -142,8 +142,8 @@ def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
             from sb3_contrib import TRPO
 
             model = TRPO("MlpPolicy", envs, n_steps=rollout, batch_size=125, device=device)
-        else:  # A2C as it comes: 5 steps per environment and update
-            model = peer.A2C("MlpPolicy", envs, device=device)
+        else:  # A2C, beside REINFORCE too: as many steps per environment and update as ours
+            model = peer.A2C("MlpPolicy", envs, n_steps=script("a2c").Args().num_steps, device=device)
     else:
         own = {"ddpg": {"learning_rate": 1e-3}, "td3": {"learning_rate": 3e-4}, "sac": {}}[algorithm]
         if algorithm != "sac":

@@ -104,7 +104,7 @@ SUITES: dict[str, list[Experiment]] = {
 }
 """Name -> experiments. Every suite evaluates 10 episodes at least every 1/20 of a run."""
 
-TUNING = "seed 11 (reinforce, a2c, trpo, ppo: HalfCheetah-v5 and Hopper-v5; her_ddpg: FetchPush-v4)"
+TUNING = "seeds 11 and 12 (reinforce, a2c, trpo, ppo: HalfCheetah-v5 and Hopper-v5; her_ddpg: FetchPush-v4)"
 """Seeds and tasks on which trial runs were made while defaults were chosen."""
 
 REMARKS: dict[tuple[str, str], str] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 ALGORITHMS = Path(__file__).parent.parent / "algorithms"
 WRITTEN_PER_FILE = {"Args", "train"}
 DIFFERENT_DEFAULTS = {  # settings whose best value is a matter of the algorithm
-    "learning_rate": "each method's published step size",
+    "learning_rate": "each method's published step size; A2C's a larger one for its longer rollouts",
     "num_steps": "A2C makes one gradient step per rollout, so rollouts are short; TRPO one policy step",
     "update_epochs": "TRPO's are full-batch steps of the critic alone",
     "num_minibatches": "TRPO's are full-batch steps of the critic alone",
