@@ -79,7 +79,7 @@ SUITES: dict[str, list[Experiment]] = {
         *[
             e
             for name in OFF_POLICY
-            for e in experiments(name, ("Reacher-v5",), 10_000, eval_every="500", no_compile="")
+            for e in experiments(name, ("Reacher-v5",), 8_000, eval_every="400", no_compile="")
         ],
         *experiments("her_ddpg", ("FetchReach-v4",), 10_000, eval_every="500", no_compile=""),
         *experiments("reinforce", ("InvertedPendulum-v5",), 276_480, eval_every="12288"),
