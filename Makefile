@@ -30,7 +30,7 @@ report: setup  ## All tables and pictures of the committed results, README's tab
 	@$(BIN)/python benchmarks/report.py --results benchmarks/results --readme README.md
 
 test: setup  ## All tests
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: setup  ## Style of the code
 	$(BIN)/ruff check .

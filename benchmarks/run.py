@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from suites import SUITES, Experiment
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"done": "green", "failed": "bold red", "stopped": "yellow", "running": "cyan", "waiting": "dim"}
@@ -309,7 +310,7 @@ def time_left(jobs: list[Job], parallel: int) -> str:
             steps = job.experiment.total_timesteps - job.progress()[0]
             left += steps * sum(spent[label]) / len(spent[label]) if label in spent else 0.0
             unknown |= {label} - spent.keys()
-    text = f"about {left / parallel / 3600:.1f} h left, {parallel} at a time"
+    text = f"about {tqdm.format_interval(left / parallel)} left, {parallel} at a time"
     return text + (f", and {', '.join(sorted(unknown))}, whose speed is not known yet" if unknown else "")
 
 

@@ -76,11 +76,7 @@ SUITES: dict[str, list[Experiment]] = {
     # Some minutes on two cores: the fewest steps that show learning. The on-policy four take the steps of published
     # points; the off-policy three, whose first is at 100 000 steps, stop earlier, too early for compiling to pay.
     "quick": [
-        *[
-            e
-            for name in OFF_POLICY
-            for e in experiments(name, ("Reacher-v5",), 8_000, eval_every="400", no_compile="")
-        ],
+        *[e for name in OFF_POLICY for e in experiments(name, ("Reacher-v5",), 8_000, eval_every="400", no_compile="")],
         *experiments("her_ddpg", ("FetchReach-v4",), 10_000, eval_every="500", no_compile=""),
         *experiments("reinforce", ("InvertedPendulum-v5",), 276_480, eval_every="12288"),
         *[e for name in ON_POLICY[1:] for e in experiments(name, ("InvertedPendulum-v5",), 92_160, eval_every="4096")],

@@ -285,7 +285,7 @@ def test_status_shows_every_state_staleness_and_the_time_left(suite, monkeypatch
     ):  # fmt: skip
         assert text in lines[job.experiment.env_id], out
     # 500 + 500 + 1000 steps of 3.6 s, two at a time
-    assert "1 of the done ones stale" in out and "about 1.0 h left, 2 at a time" in out
+    assert "1 of the done ones stale" in out and "about 1:00:00 left, 2 at a time" in " ".join(out.split())
     for text in ("2 done", "1 failed", "1 stopped", "1 waiting"):
         assert text in " ".join(out.split())
 
