@@ -23,14 +23,19 @@ NEAR_STEP = 0.1  # relative: published curves have points up to 8 % before the m
 ORDER = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac", "her_ddpg")  # of the colours
 
 
+def rank(label: str) -> int:
+    """Place of an algorithm in legends; variants come last."""
+    return ORDER.index(label) if label in ORDER else len(ORDER)
+
+
 def colour(label: str) -> Any:
-    """An algorithm's colour; a variant has that of a name that no algorithm has."""
-    return plt.get_cmap("tab10")(ORDER.index(label) if label in ORDER else len(ORDER))
+    """An algorithm's colour; all variants have the same."""
+    return plt.get_cmap("tab10")(rank(label))
 
 
 def panels(tasks: list[str], results: list[Result]) -> tuple[plt.Figure, dict[str, plt.Axes]]:
     """A figure with one panel per task, and under all of them a legend of the algorithms."""
-    columns = min(3, len(tasks))
+    columns = {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
     rows = -(-len(tasks) // columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(5.4 * columns, 3.8 * rows + 0.8), squeeze=False, layout="constrained", facecolor="white"
@@ -41,7 +46,7 @@ def panels(tasks: list[str], results: list[Result]) -> tuple[plt.Figure, dict[st
         axes.set_title(task)
         axes.set_ylabel(METRICS[metric_of(task, results)])
         axes.grid(alpha=0.3)
-    labels = sorted({result.label for result in results}, key=lambda name: (ORDER + (name,)).index(name))
+    labels = sorted({result.label for result in results}, key=rank)
     handles = [plt.Line2D([], [], color=colour(label), linewidth=2, label=label) for label in labels]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
     return figure, dict(zip(tasks, grid.flat, strict=False))
@@ -153,7 +158,7 @@ def draw_milestones(path: Path, results: list[Result], published: list[Published
     figure, axes_of = panels(tasks, drawn)
     for task, axes in axes_of.items():
         metric = metric_of(task, results)
-        members = [result for result in drawn if result.env_id == task]
+        members = sorted((result for result in drawn if result.env_id == task), key=lambda result: rank(result.label))
         for k, result in enumerate(members):
             rows = [row for row in select(published, "reference", result) if row.metric == metric]
             for place, step in enumerate(MILESTONES):
@@ -174,7 +179,7 @@ def draw_milestones(path: Path, results: list[Result], published: list[Published
 
 def draw_aggregates(path: Path, tasks: list[str], matrices: dict[str, np.ndarray]) -> None:
     """The aggregates of normalised scores and, beside them, the performance profiles."""
-    labels = sorted(matrices, key=lambda name: (ORDER + (name,)).index(name))
+    labels = sorted(matrices, key=rank)
     figure, grid = plt.subplots(
         1, 1 + len(AGGREGATES), figsize=(16, 1.6 + 0.45 * max(len(labels), 5)), layout="constrained", facecolor="white",
         width_ratios=[1] * len(AGGREGATES) + [2],
@@ -184,13 +189,14 @@ def draw_aggregates(path: Path, tasks: list[str], matrices: dict[str, np.ndarray
         for k, axes in enumerate(grid[: len(AGGREGATES)]):
             axes.barh(row, bounds[1, k] - bounds[0, k], left=bounds[0, k], height=0.6, color=colour(label), alpha=0.4)
             axes.plot([points[k]] * 2, [row - 0.3, row + 0.3], color=colour(label), linewidth=2)
+            axes.use_sticky_edges = False  # a margin beside the longest bar
     for name, axes in zip(AGGREGATES, grid, strict=False):
         axes.set(title=name, xlabel="lack to 1" if name == "optimality gap" else "normalised score")
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.set_yticks(range(len(labels)), labels if axes is grid[0] else [""] * len(labels))
         axes.invert_yaxis()
         axes.grid(alpha=0.3, axis="x")
-    thresholds = np.linspace(0, max(1.0, *(matrix.max() for matrix in matrices.values())), 101)
+    thresholds = np.linspace(0, max(1.0, *(matrix.max() for matrix in matrices.values())), 51)
     for label in labels:
         shares, bounds = profile(matrices[label], thresholds)
         grid[-1].plot(thresholds, shares, color=colour(label), label=label, linewidth=1.5)

@@ -2,8 +2,8 @@
 
     python benchmarks/records.py --results runs --suite quick
 
-copies the finished runs of runs/quick in compact form to benchmarks/results/quick: config.json, eval.csv and
-status.json as they are, train.csv and metrics.csv thinned to at most 200 rows, and nothing else.
+copies the finished runs of runs/quick that are not stale to benchmarks/results/quick in compact form: config.json,
+eval.csv and status.json as they are, train.csv and metrics.csv thinned to at most 200 rows, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
+import functools
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from suites import SUITES
+from suites import SUITES, Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -178,7 +181,7 @@ def load_run(folder: Path, suite: str) -> Run:
         stale=staleness(
             status,
             config.get("algorithm", label),
-            [e.flags for e in SUITES.get(suite, []) if (e.label, e.env_id) == (label, env_id)],
+            [e for e in SUITES.get(suite, []) if (e.label, e.env_id) == (label, env_id)],
         ),
     )
 
@@ -188,7 +191,7 @@ def load_runs(results: Path, suite: str) -> list[Run]:
     root = results / suite
     if not root.is_dir():
         raise InputError(f"no suite folder {root}: run the suite first or correct --results and --suite")
-    folders = [folder for folder in root.glob("*/*/*") if folder.is_dir()]
+    folders = [folder for folder in root.glob("*/*/*") if folder.is_dir() and folder.name.isdigit()]
     if not folders:
         raise InputError(f"{root} holds no run folders ALGORITHM/ENV_ID/SEED: run the suite first")
     runs = [load_run(folder, suite) for folder in folders]
@@ -203,26 +206,38 @@ def load_runs(results: Path, suite: str) -> list[Run]:
 def algorithm_sha256(script: Path) -> str | None:
     """Hash of what decides a script's results: its code above the shared blocks of section 5, settings included.
 
-    Comments, docstrings and layout do not count. None if there is no such script.
+    Comments, docstrings and blank lines do not count. None if there is no such script.
     """
-    if not script.exists():
-        return None
-    tree = ast.parse(script.read_text().partition("\n# 5 ")[0])
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            texts = [n for n in node.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
-            node.body = [n for n in node.body if n not in texts] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return sha256_of(script, script.stat().st_mtime_ns) if script.exists() else None
 
 
-def staleness(status: dict[str, Any], algorithm: str, planned: list[dict[str, str]]) -> str | None:
+@functools.cache
+def sha256_of(script: Path, _modified: int) -> str:
+    """The hash, computed once per version of the file; found from positions, so that it is that of every Python."""
+    text = script.read_text().partition("\n# 5 ")[0] + "\n"
+    lines = [list(line) for line in text.splitlines()]
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1][token.start[1] :] = []
+    for node in ast.walk(ast.parse(text)):
+        for statement in node.body if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else []:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                for number in range(statement.lineno, statement.end_lineno + 1):
+                    lines[number - 1] = []
+    kept = [line for line in map(str.rstrip, map("".join, lines)) if line]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
+def staleness(status: dict[str, Any], algorithm: str, planned: list[Experiment]) -> str | None:
     """Why today's script and suite would not give the result that `status` records; None if nothing is known.
 
-    `planned` holds the suite's settings for this algorithm and task; it is empty if the suite has none.
+    `planned` holds the suite's experiments with this label and task; it is empty if the suite has none. Only the
+    algorithm's part of the script is compared, not the shared blocks.
     """
     if status.get("algorithm_sha256") != algorithm_sha256(ROOT / "algorithms" / f"{algorithm}.py"):
         return f"{algorithm}.py has changed since"
-    if planned and status.get("flags") not in planned:
+    recorded = status.get("flags"), status.get("total_timesteps")
+    if planned and recorded not in [(e.flags, e.total_timesteps) for e in planned]:
         return "the suite's settings have changed since"
     return None
 
@@ -234,22 +249,25 @@ def staleness(status: dict[str, Any], algorithm: str, planned: list[dict[str, st
 
 def thin(text: str, rows: int = THINNED_ROWS) -> str:
     """A csv with its header, its last row and, evenly between, as many others as make `rows` at most."""
-    header, *lines = text.splitlines(keepends=True)
+    header, *lines = text.splitlines(keepends=True) or [""]
     step = max(1, -(-len(lines) // rows))
     return "".join([header, *lines[::-1][::step][::-1]])
 
 
 def export(source: Path, target: Path) -> None:
-    """Copy what is kept of a run folder; an earlier copy is replaced as a whole."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Copy what is kept of a run folder; an earlier copy is there until the new one is complete. Raises OSError."""
+    new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
+    for left in (new, old):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir(parents=True)
     for name in ("config.json", "eval.csv", "status.json"):
-        shutil.copy(source / name, temporary)
+        shutil.copy(source / name, new)
     for name in ("train.csv", "metrics.csv"):
-        (temporary / name).write_text(thin((source / name).read_text()))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+        (new / name).write_text(thin((source / name).read_text()))
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @dataclass
@@ -264,17 +282,20 @@ class Options:
 
 def main() -> int:
     """Command line; exit code 2 for what the user can put right."""
+    options = tyro.cli(Options, description=__doc__)
     try:
-        options = tyro.cli(Options, description=__doc__)
         runs = load_runs(options.results, options.suite)
+        kept = [run for run in runs if run.trouble(run.total) is None and not run.stale]
+        for run in kept:
+            where = Path(options.suite, run.label, run.env_id, run.seed)
+            export(options.results / where, COMMITTED / where)
     except InputError as error:
         print(f"records.py: {error}", file=sys.stderr)
         return 2
-    done = [run for run in runs if run.trouble(run.total) is None]
-    for run in done:
-        where = Path(options.suite, run.label, run.env_id, run.seed)
-        export(options.results / where, COMMITTED / where)
-    print(f"{len(done)} of {len(runs)} runs, the finished ones, are in {COMMITTED / options.suite}")
+    except OSError as error:
+        print(f"records.py: cannot copy {error.filename} ({error.strerror}): put it right and repeat", file=sys.stderr)
+        return 2
+    print(f"{len(kept)} of {len(runs)} runs, those that are finished and not stale, are in {COMMITTED / options.suite}")
     return 0
 
 

@@ -24,6 +24,7 @@ from published import (
     Comparison,
     Published,
     anchors,
+    can_compare,
     compare,
     load_published,
     number,
@@ -59,8 +60,8 @@ Ours: a seed's score is its mean return over the episodes of its last evaluation
 given step; mean, median and interquartile mean (IQM) over the seeds that finished. CI: 95 % stratified bootstrap
 ({RESAMPLES} resamples, rliable); over few seeds it is too narrow. Reference: a published figure evaluated at that step.
 Headline: the best published claim, often a maximum over training. Difference: our mean minus the reference.
-Verdict: we are above, within or below when the reference lies below, inside or above our CI. Stale: today's script or
-suite differs from the one that made the result."""
+Verdict: we are above, within or below when the reference lies below, inside or above our CI. Stale: the algorithm's
+part of the script (comments and shared blocks aside) or the suite's settings have changed since the result was made."""
 
 
 def with_interval(value: float, bounds: Interval | None) -> str:
@@ -130,9 +131,11 @@ def milestone_rows(results: list[Result], published: list[Published]) -> list[li
                 reference = references[index]
                 equal = nearest([reference.env_steps], step, SAME_STEP) is not None
                 where = reference.env_version if equal else f"{reference.env_version} at {count(reference.env_steps)}"
-                theirs = f"{number(reference.mean)} ({where}, {reference.source})"
+                incomparable = "" if can_compare(result.env_id, reference) else ", not comparable"
+                theirs = f"{number(reference.mean)} ({where}, {reference.source}{incomparable})"
             success = "success " * (metric == "success_rate")
-            row.append(f"{success}{with_interval(ours.mean, ours.mean_interval) if ours else '-'} vs {theirs}")
+            cell = with_interval(ours.mean, ours.mean_interval) + " (1 seed)" * (ours.seeds == 1) if ours else "-"
+            row.append(f"{success}{cell} vs {theirs}")
         rows.append(row)
     return rows
 
@@ -196,6 +199,7 @@ def render_aggregates(results: list[Result], published: list[Published]) -> str:
         return ""
     levels = "; ".join(f"{task} {number(limits[task][0])} and {number(limits[task][1])}" for task in tasks)
     seeds = ", ".join(f"{label} {len(matrix)}" for label, matrix in matrices.items())
+    left_out = [f"{r.label} on {r.env_id}" for r in results if r.label not in matrices or r.env_id not in tasks]
     rows = []
     for label, matrix in matrices.items():
         points, bounds = aggregates(matrix)
@@ -210,7 +214,9 @@ def render_aggregates(results: list[Result], published: list[Published]) -> str:
             "## Across tasks\n",
             "Final returns, scaled so that 0 is a policy of random actions and 1 the best published reference of any "
             f"algorithm at 1M steps: {levels}. Seeds: {seeds}. Median and mean are over tasks of the mean over seeds; "
-            "the optimality gap is what runs lack to 1 on average (lower is better). Intervals as above.\n",
+            "the optimality gap is what runs lack to 1 on average (lower is better). Intervals as above. Left out "
+            "for want of a comparable reference, a second seed or a task that the others have: "
+            f"{', '.join(left_out) or 'nothing'}.\n",
             markdown_table(["algorithm", *AGGREGATES], rows),
             "Probability of improvement: that a run of X scores higher than one of Y on the same task, over tasks.\n",
             markdown_table(["X", "Y", "P(X > Y) [95 % CI]"], pairs),
@@ -233,7 +239,8 @@ def render_report(suite: str, results: list[Result], published: list[Published],
         header = ["task", "algorithm", "seed", "state", "last line of stderr"]
         rows = [[run.env_id, run.label, run.seed, trouble, run.last_error()] for run, trouble in troubled]
         parts += ["## Runs that do not count\n", markdown_table(header, rows)]
-    parts.append(f"Settings were tuned on {TUNING}; these seeds are not reported.\n")
+    seeds = sorted({run.seed for run, _ in runs}, key=int)
+    parts.append(f"Settings were tuned on {TUNING}. Reported: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}.\n")
     parts.append("## On the way\n")
     parts.append(
         "Mean return [95 % CI] (success rate where that is what is published) of the seeds above at their evaluation "
@@ -298,7 +305,8 @@ class Options:
     suite: str | None = None
     """Name of a suite, a folder in results; default all of them."""
     readme: Path | None = None
-    """File in which to replace the text between `<!-- results:SUITE -->` and `<!-- /results -->` by the summary."""
+    """File in which to replace the text between `<!-- results:SUITE -->` and `<!-- /results -->` by the summary.
+    Without --suite, of those suites that it has."""
 
 
 def draw(folder: Path, results: list[Result], published: list[Published]) -> list[str]:
@@ -320,7 +328,8 @@ def draw(folder: Path, results: list[Result], published: list[Published]) -> lis
 def report(options: Options, suite: str) -> None:
     """Write report.md and the pictures (and the README's table), print the summary. Raises InputError."""
     runs = load_runs(options.results, suite)
-    parts = readme_parts(options.readme, suite) if options.readme else None
+    wanted = options.readme and (options.suite or f"<!-- results:{suite} -->" in options.readme.read_text())
+    parts = readme_parts(options.readme, suite) if wanted else None
     published, results = load_published(), summarise(runs)
     folder = options.results / suite
     try:
@@ -341,6 +350,8 @@ def main() -> int:
         suites = [options.suite] if options.suite else sorted(p.name for p in options.results.glob("*/") if p.is_dir())
         if not suites:
             raise InputError(f"no suites in --results {options.results}: run one first or correct --results")
+        if options.readme and not options.readme.is_file():
+            raise InputError(f"cannot read --readme {options.readme}: name a text file with the markers")
         for suite in suites:
             report(options, suite)
     except InputError as error:

@@ -16,6 +16,7 @@ script's run folder plus
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from suites import SUITES, Experiment
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+IDENTITY = ("flags", "reason", "algorithm_sha256")
 COLOURS = {"done": "green", "failed": "bold red", "stopped": "yellow", "running": "cyan", "waiting": "dim"}
 
 
@@ -81,8 +83,8 @@ class Job:
     exit_code: int | None = None
     earlier: float = 0.0
     """Seconds that earlier starts of the run took."""
-    algorithm_sha256: str | None = None
-    """Hash of the algorithm when the run was first started."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What decides the result, as it was when the run was first started: the algorithm's hash, settings, reason."""
     told_to_stop: bool = False
     """Whether the harness has asked the process to stop."""
 
@@ -100,16 +102,18 @@ class Job:
         return ROOT / "algorithms" / f"{self.experiment.algorithm}.py"
 
     def is_done(self) -> bool:
-        """Whether the run folder is complete: status.json says so, or checkpoint and last evaluation are there.
+        """Whether the run folder is complete: status.json says so, or the last checkpoint follows the last evaluation.
 
         A run may have outlived the harness that started it, which then could not write its status.
         """
-        status = read_json(self.folder / "status.json")
-        if status.get("state") == "done" and status.get("total_timesteps") == self.experiment.total_timesteps:
-            return True
-        last = last_rows(self.folder / "eval.csv", 1)
-        reached = bool(last) and last[0][0] == str(self.experiment.total_timesteps)
-        return reached and (self.folder / "checkpoint.pt").exists() and not self.is_busy()
+        status, wanted = read_json(self.folder / "status.json"), self.experiment.total_timesteps
+        if status.get("state") in ("done", "failed"):
+            return status["state"] == "done" and status.get("total_timesteps", 0) >= wanted
+        evaluations, checkpoint = self.folder / "eval.csv", self.folder / "checkpoint.pt"
+        last = last_rows(evaluations, 1)
+        if not last or last[0][0] != str(wanted) or not checkpoint.exists() or self.is_busy():
+            return False
+        return checkpoint.stat().st_mtime_ns >= evaluations.stat().st_mtime_ns  # the last save follows the evaluation
 
     def record_done(self) -> None:
         """Mark a complete run as done, in status.json too if its harness could not."""
@@ -117,7 +121,7 @@ class Job:
         status = read_json(self.folder / "status.json")
         if status.get("state") != "done":
             self.exit_code, self.earlier = 0, status.get("seconds", 0.0)
-            self.algorithm_sha256 = status.get("algorithm_sha256")
+            self.identity = {name: status.get(name) for name in IDENTITY}
             self.write_status(status.get("command", self.command()))
 
     def is_busy(self) -> bool:
@@ -138,7 +142,12 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         earlier = read_json(self.folder / "status.json") if (self.folder / "config.json").exists() else {}
         self.earlier = earlier.get("seconds", 0.0)
-        self.algorithm_sha256 = earlier.get("algorithm_sha256") or algorithm_sha256(self.script)
+        e, today = self.experiment, algorithm_sha256(self.script)
+        self.identity = {"flags": e.flags, "reason": e.reason, "algorithm_sha256": today}
+        if "flags" in earlier:
+            self.identity = {name: earlier.get(name) for name in IDENTITY}
+            if earlier.get("algorithm_sha256") != today:
+                self.identity["algorithm_sha256"] = "changed while the run was made"
         self.state, self.started = "running", time.time()
         command = self.command()
         self.write_status(command)
@@ -157,6 +166,9 @@ class Job:
         self.exit_code = self.process.poll()
         if self.exit_code is None:
             return False
+        if self.exit_code and self.is_busy():  # a process of an earlier harness was still starting in the folder
+            self.state = "waiting"
+            return True
         self.state = "done" if self.exit_code == 0 else "stopped" if self.told_to_stop else "failed"
         self.write_status(["python", *self.process.args[1:]])
         return True
@@ -170,24 +182,25 @@ class Job:
     def write_status(self, command: list[str]) -> None:
         """status.json, whole or not at all."""
         session = (read_json(self.folder / "config.json").get("history") or [{}])[-1]
-        log = self.folder / "stderr.log"
+        spent = time.time() - self.started if self.started and self.state != "running" else 0.0
         status = {
             "state": self.state,
             "exit_code": self.exit_code,
-            "stderr_tail": log.read_text(errors="replace")[-2000:] if self.state != "running" and log.exists() else "",
+            "stderr_tail": self.error_text() if self.state != "running" else "",
             "total_timesteps": self.experiment.total_timesteps,
             "command": command,
-            "flags": self.experiment.flags,
-            "reason": self.experiment.reason,
-            "seconds": round(
-                self.earlier + (time.time() - self.started if self.started and self.state != "running" else 0.0), 1
-            ),
+            "seconds": round(max(self.earlier + spent, self.progress()[1]), 1),
             "versions": session.get("versions", {"python": platform.python_version()}),
             "script_sha256": session.get("script_sha256"),
-            "algorithm_sha256": self.algorithm_sha256,
-            "hardware": hardware(),
+            **self.identity,
+            "hardware": f"{hardware()}, device {session.get('device', 'unknown')}",
         }
         write_atomically(self.folder / "status.json", json.dumps(status, indent=2) + "\n")
+
+    def error_text(self) -> str:
+        """The end of what the script last wrote to stderr."""
+        log = self.folder / "stderr.log"
+        return log.read_text(errors="replace")[-2000:] if log.exists() else ""
 
     def inspect(self) -> None:
         """Set the state from what is in the folder, for `--status`: a run without a process is not running."""
@@ -202,7 +215,7 @@ class Job:
     def stale(self) -> str | None:
         """Why a finished result is not what today's script and settings would give; None if it is."""
         e, recorded = self.experiment, read_json(self.folder / "status.json")
-        return staleness(recorded, e.algorithm, [e.flags]) if self.state == "done" else None
+        return staleness(recorded, e.algorithm, [e]) if self.state == "done" else None
 
     def progress(self) -> tuple[int, float, str]:
         """Steps so far, seconds they took, and the mean return of the last evaluation, from the run's own files."""
@@ -310,7 +323,8 @@ def time_left(jobs: list[Job], parallel: int) -> str:
             steps = job.experiment.total_timesteps - job.progress()[0]
             left += steps * sum(spent[label]) / len(spent[label]) if label in spent else 0.0
             unknown |= {label} - spent.keys()
-    text = f"about {tqdm.format_interval(left / parallel)} left, {parallel} at a time"
+    unfinished = sum(job.state != "done" for job in jobs)
+    text = f"about {tqdm.format_interval(left / max(1, min(parallel, unfinished)))} left, {parallel} at a time"
     return text + (f", and {', '.join(sorted(unknown))}, whose speed is not known yet" if unknown else "")
 
 
@@ -332,6 +346,7 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
     Raises OSError, when the runs have ended, if a status cannot be written.
     """
     reasons: list[str] = []
+    shown = 0.0  # when the table was last drawn
     deadline = time.monotonic() + hours * 3600 if hours else float("inf")
     for job in jobs:
         if job.state == "done":
@@ -344,7 +359,8 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
             job.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, interrupt)
     try:
         with Live(table(jobs, summary(jobs, parallel)), console=console, refresh_per_second=2) as live:
             while running or (waiting and not reasons):
@@ -354,7 +370,8 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
                     waiting.remove(job)
                     job.record_done()
                 startable = [job for job in waiting if not job.is_busy()]
-                while startable and len(running) < parallel and not reasons:
+                busy = len(waiting) - len(startable)  # with runs of a harness that died
+                while startable and len(running) + busy < parallel and not reasons:
                     job = startable.pop(0)
                     waiting.remove(job)
                     job.start()
@@ -365,8 +382,13 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
                         job.stop()
                 for job in [job for job in running if job.poll()]:
                     running.remove(job)
+                    waiting += [job] if job.state == "waiting" else []
                     announce(console, job)
-                live.update(table(jobs, summary(jobs, parallel)))
+                    if job.state == "failed" and "the disk is full" in job.error_text():
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.folder))
+                if time.monotonic() > shown + 2 or not running:
+                    live.update(table(jobs, summary(jobs, parallel)))
+                    shown = time.monotonic()
                 time.sleep(0.5)
     except OSError:
         for job in running:
@@ -407,7 +429,7 @@ def main(args: Args) -> int:
     try:
         stopped = execute(jobs, args.jobs, console, args.time_budget)
     except OSError as error:
-        fail(f"cannot write {error.filename} ({error.strerror}): free space, then the same command continues")
+        fail(f"{error.strerror}: {error.filename}; put it right, and the same command continues")
     console.print()
     os.close(claim)
     for job in jobs:

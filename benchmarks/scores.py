@@ -8,6 +8,7 @@ replacement, for each task. The same scores always give the same digits. One see
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,13 @@ def iqm(scores: np.ndarray) -> float:
 
 def estimate(scores: np.ndarray) -> Estimate:
     """Mean, median and interquartile mean of scores [n], n >= 1."""
+    return cached_estimate(tuple(scores))
+
+
+@functools.cache
+def cached_estimate(values: tuple[float, ...]) -> Estimate:
+    """`estimate`, computed once for tables and pictures."""
+    scores = np.array(values)
     statistics = (np.mean, np.median, iqm)
     bounds = interval(scores[:, None], lambda x: np.array([statistic(x) for statistic in statistics]))
     values = []
@@ -196,11 +204,11 @@ def profile(scores: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.
 def improvement(x: np.ndarray, y: np.ndarray) -> tuple[float, Interval]:
     """Probability that a run of X scores higher than one of Y on the same task, averaged over tasks; its interval.
 
-    x and y are [seeds >= 2, tasks]; ties count half.
+    x and y are [seeds >= 2, tasks]; ties count half. The same as rliable's metric, many times faster.
     """
 
     def statistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.array([metrics.probability_of_improvement(x, y)])
+        return np.array([(1 + np.sign(x[:, None] - y[None]).mean()) / 2])
 
     low, high = interval((x, y), statistic)[:, 0]
     return float(statistic(x, y)[0]), (float(low), float(high))

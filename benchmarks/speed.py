@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from run import hardware
+from run import fail, hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")
@@ -269,8 +269,20 @@ def compare(algorithm: str, args: Args, peer: bool) -> tuple[list[str], list[flo
     return cells, rates["ours"]
 
 
+def check(args: Args) -> None:
+    """Exit with 2 and one line where an argument cannot work."""
+    for name in args.algorithms:
+        if name not in GUESS:
+            fail(f"--algorithms {name} is not one of {', '.join(GUESS)}")
+    if args.repeats < 1 or not args.seconds > 0:
+        fail(f"--repeats {args.repeats} --seconds {args.seconds}: use at least 1 and more than 0")
+    if args.output and not os.access(Path(args.output).parent, os.W_OK):
+        fail(f"--output {args.output} cannot be written: choose another")
+
+
 def main(args: Args) -> None:
     """Measure in alternation, print as it goes, and write the file at the end."""
+    check(args)
     os.environ["OMP_NUM_THREADS"] = "1"
     peer = bool(installed("stable-baselines3") and installed("sb3-contrib"))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout

@@ -8,6 +8,7 @@ import pytest
 import records
 import report
 from fake_runs import make_run, result_of
+from suites import Experiment
 
 
 def test_score_is_the_mean_of_the_last_evaluation(tmp_path):
@@ -145,9 +146,12 @@ def test_stale_results_are_marked(tmp_path):
 
 def test_a_change_of_the_suites_settings_makes_a_result_stale():
     sha = records.algorithm_sha256(records.ROOT / "algorithms" / "td3.py")
-    status = {"algorithm_sha256": sha, "flags": {"gamma": "0.9"}}
-    assert records.staleness(status, "td3", [{"gamma": "0.9"}]) is None
-    assert records.staleness(status, "td3", [{"gamma": "0.99"}]) == "the suite's settings have changed since"
+    status = {"algorithm_sha256": sha, "flags": {"gamma": "0.9"}, "total_timesteps": 1000}
+    for steps, gamma, stale in ((1000, "0.9", False), (1000, "0.99", True), (800, "0.9", True)):
+        planned = [Experiment("td3", "Hopper-v5", steps, {"gamma": gamma})]
+        assert records.staleness(status, "td3", planned) == (
+            "the suite's settings have changed since" if stale else None
+        )
     assert records.staleness(status, "td3", []) is None
 
 
@@ -163,20 +167,57 @@ def test_thinned_rows_are_even_and_end_with_the_last(rows, kept):
 def test_export_copies_finished_runs_in_compact_form(tmp_path, monkeypatch, capsys):
     folder = make_run(tmp_path / "runs" / "s", seed=1)
     make_run(tmp_path / "runs" / "s", seed=2, state="failed")
+    stale = make_run(tmp_path / "runs" / "s", seed=3, algorithm_sha256="another")
+    (stale / "train.csv").write_text("step,return,length\n")
+    make_run(tmp_path / "results" / "s", seed=3)  # a good result, which the stale one must not replace
+    kept = (tmp_path / "results/s/td3/HalfCheetah-v5/3/status.json").read_text()
     (folder / "checkpoint.pt").write_bytes(b"large")
     (folder / "train.csv").write_text("step,return,length\n" + "5,1.0,5\n" * 10_000 + "1000,2.0,5\n")
     monkeypatch.setattr(records, "COMMITTED", tmp_path / "results")
     monkeypatch.setattr("sys.argv", ["records.py", "--results", str(tmp_path / "runs"), "--suite", "s"])
     for _ in range(2):  # the second time, the first copy is replaced
         assert records.main() == 0
-        assert "1 of 2 runs" in capsys.readouterr().out
-    copies = list((tmp_path / "results").rglob("*.*"))
+        assert "1 of 3 runs" in capsys.readouterr().out
+    assert (tmp_path / "results/s/td3/HalfCheetah-v5/3/status.json").read_text() == kept
+    copies = list((tmp_path / "results").rglob("1/*.*"))
     names = {"config.json", "eval.csv", "status.json", "train.csv", "metrics.csv"}
     assert {path.name for path in copies} == names and len(copies) == len(names)
     copy = tmp_path / "results" / "s" / "td3" / "HalfCheetah-v5" / "1"
     train = (copy / "train.csv").read_text().splitlines()
     assert len(train) <= 1 + records.THINNED_ROWS and train[0] == "step,return,length" and train[-1] == "1000,2.0,5"
     assert (copy / "eval.csv").read_text() == (folder / "eval.csv").read_text()
+
+
+def test_an_export_that_was_killed_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    source, target = make_run(tmp_path / "runs" / "s"), tmp_path / "s" / "td3" / "HalfCheetah-v5" / "1"
+    (source / "train.csv").write_text("step,return,length\n")
+    records.export(source, target)
+    replace, calls = records.os.replace, []
+    for fatal in (1, 2):  # of the renames: the old copy aside, the new one into its place
+
+        def killed(a, b, fatal=fatal):
+            calls.append(a)
+            if len(calls) == fatal:
+                raise KeyboardInterrupt
+            replace(a, b)
+
+        calls.clear()
+        monkeypatch.setattr(records.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            records.export(source, target)
+        monkeypatch.undo()
+        assert {run.seed for run in records.load_runs(tmp_path, "s")} <= {"1"} if fatal == 1 else True
+        assert list(target.parent.glob("*/eval.csv")), "the old or the new copy is there"
+    records.export(source, target)
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
+def test_export_of_a_run_without_its_logs_is_one_line(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "runs" / "s")  # has no train.csv
+    monkeypatch.setattr(records, "COMMITTED", tmp_path / "results")
+    monkeypatch.setattr("sys.argv", ["records.py", "--results", str(tmp_path / "runs"), "--suite", "s"])
+    assert records.main() == 2
+    assert "train.csv (No such file or directory)" in capsys.readouterr().err
 
 
 def test_export_without_runs_is_one_line(tmp_path, monkeypatch, capsys):

@@ -173,12 +173,22 @@ def test_every_suite_evaluates_often_enough_and_gives_reasons():
 def test_a_run_that_outlived_its_harness_counts_as_done(suite):
     jobs = suite(ppo(steps=256))
     execute(jobs)
-    path = jobs[0].folder / "status.json"
-    path.write_text(json.dumps(status(jobs[0]) | {"state": "running"}))  # what a killed harness leaves behind
+    path, finished = jobs[0].folder / "status.json", status(jobs[0])
+    left = finished | {"state": "running", "seconds": 0.0, "algorithm_sha256": "then", "exit_code": None}
+    path.write_text(json.dumps(left))  # what a killed harness leaves behind
     again = suite(ppo(steps=256))
     assert again[0].state == "done" and status(again[0])["state"] == "running", "planning writes nothing"
     execute(again)
     assert status(again[0])["state"] == "done" and status(again[0])["exit_code"] == 0
+    assert status(again[0])["algorithm_sha256"] == "then"
+    assert status(again[0])["seconds"] > 0  # from the run's own log
+    # not so where the run failed, or the last evaluation was not followed by a checkpoint
+    path.write_text(json.dumps(left | {"state": "failed"}))
+    assert not again[0].is_done()
+    path.write_text(json.dumps(left))
+    assert again[0].is_done()
+    os.utime(jobs[0].folder / "eval.csv")
+    assert not again[0].is_done()
 
 
 def test_a_run_still_going_is_waited_for(suite):
@@ -187,8 +197,12 @@ def test_a_run_still_going_is_waited_for(suite):
     descriptor = os.open(job.folder, os.O_RDONLY)
     run.fcntl.flock(descriptor, run.fcntl.LOCK_EX)
     assert job.is_busy() and not job.is_done()
+    assert execute([job], hours=2 / 3600).startswith("the time budget")
+    assert job.state == "waiting" and not (job.folder / "status.json").exists(), "it was not started"
     os.close(descriptor)
     assert not job.is_busy()
+    execute([job])
+    assert job.state == "done"
 
 
 def test_a_run_stopped_while_it_starts_is_stopped_not_failed(suite):
@@ -231,12 +245,47 @@ def variant() -> list[Experiment]:
 
 def test_the_time_budget_stops_runs_so_that_they_can_be_continued(suite):
     jobs = suite(ppo(steps=4_000_000), ppo("tiny_envs:Crash-v0", 4096))
-    text = execute(jobs, parallel=1, hours=5 / 3600)
+    text = execute(jobs, parallel=1, hours=20 / 3600)
     assert text.startswith("the time budget is used up")
     assert jobs[0].state == status(jobs[0])["state"] == "stopped"
     assert jobs[1].state == "waiting" and not jobs[1].folder.exists()
-    again = suite(ppo(steps=4_000_000))
-    assert again[0].state == "waiting"
+    (again,) = suite(ppo(steps=4_000_000))
+    assert again.state == "waiting" and "--resume" in again.command()
+    reached, _, _ = again.progress()
+    assert reached > 0 and (again.folder / "checkpoint.pt").exists()
+    execute([again], hours=20 / 3600)
+    assert again.progress()[0] > reached
+    history = json.loads((again.folder / "config.json").read_text())["history"]
+    assert len(history) == 2 and history[1]["from_step"] > 0
+
+
+def test_a_killed_harness_and_a_killed_run_are_continued(tmp_path):
+    """SIGKILL to the harness, then to the run that it leaves behind; the same command finishes exactly the run."""
+    words = ["--suite", "quick", "--algorithms", "ppo", "--seeds", "1", "--jobs", "1", "--output", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "benchmarks/run.py"), *words]
+    folder = tmp_path / "quick" / "ppo" / "InvertedPendulum-v5" / "1"
+    harness = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        if (folder / "metrics.csv").exists() and (folder / "metrics.csv").read_text().count("\n") > 2:
+            break
+        time.sleep(0.1)
+    harness.kill()
+    harness.wait()
+    left = json.loads((folder / "status.json").read_text())
+    assert left["state"] == "running" and left["exit_code"] is None
+    job = run.Job(next(e for e in SUITES["quick"] if e.algorithm == "ppo"), 1, folder)
+    assert job.is_busy(), "the run goes on without its harness"
+    (child,) = subprocess.check_output(["pgrep", "-f", f"--run-dir {folder}"], text=True).split()
+    os.kill(int(child), signal.SIGKILL)
+    for _ in range(100):
+        if not job.is_busy():
+            break
+        time.sleep(0.1)
+    assert not job.is_done()
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((folder / "status.json").read_text())["state"] == "done" and job.is_done()
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(suite, monkeypatch, capsys):
@@ -270,6 +319,7 @@ def test_status_shows_every_state_staleness_and_the_time_left(suite, monkeypatch
     ):  # fmt: skip
         job.folder.mkdir(parents=True)
         record = {"state": state, "exit_code": int(state == "failed"), "total_timesteps": 1000, "flags": ppo().flags}
+        (job.folder / "eval.csv").write_text("step,episode,return,length\n")
         (job.folder / "status.json").write_text(json.dumps(record | {"algorithm_sha256": algorithm}))
         (job.folder / "config.json").write_text("{}")
         (job.folder / "metrics.csv").write_text(f"step,seconds,steps_per_second\n{step},{step * 3.6},1\n")
@@ -293,7 +343,13 @@ def test_status_shows_every_state_staleness_and_the_time_left(suite, monkeypatch
 def test_a_resumed_run_keeps_the_hash_of_the_algorithm_that_began_it(suite, monkeypatch):
     execute(suite(ppo(steps=256)))
     longer = suite(ppo(steps=512))
-    monkeypatch.setattr(run, "algorithm_sha256", lambda script: "changed meanwhile")
+    begun = status(longer[0])["algorithm_sha256"]
     execute(longer)
-    assert status(longer[0])["state"] == "done" and status(longer[0])["algorithm_sha256"] != "changed meanwhile"
+    assert status(longer[0])["state"] == "done" and status(longer[0])["algorithm_sha256"] == begun
     assert status(longer[0])["flags"] == ppo().flags
+    # a flag that the suite no longer has stays with the run, which keeps its value
+    longest = suite(Experiment("ppo", "tiny_envs:Chain-v0", 768, dict(list(ppo().flags.items())[:-1])))
+    monkeypatch.setattr(run, "algorithm_sha256", lambda script: "changed meanwhile")
+    execute(longest)
+    assert status(longest[0])["state"] == "done" and status(longest[0])["flags"] == ppo().flags
+    assert status(longest[0])["algorithm_sha256"] == "changed while the run was made"

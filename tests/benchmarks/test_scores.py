@@ -5,6 +5,7 @@ import pytest
 import records
 import scores
 from fake_runs import make_run
+from rliable import metrics
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ def test_probability_of_improvement(x, y, probability):
     chance, (low, high) = scores.improvement(x, y)
     assert chance == pytest.approx(probability) and low <= chance <= high
     assert scores.improvement(y, x)[0] == pytest.approx(1 - probability)
+    assert metrics.probability_of_improvement(x, y) == pytest.approx(probability)
 
 
 def test_normalised_scores(tmp_path):
