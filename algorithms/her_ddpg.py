@@ -541,7 +541,8 @@ class RunArgs:
     log_every: Annotated[int, Range(1)] = 1_000
     """Environment steps between rows of metrics.csv (>= 1)."""
     resume: str | None = None
-    """Run folder to continue; its settings are used, only total-timesteps and these run options may change."""
+    """Run folder to continue with its own settings; only total-timesteps, device, threads, compile, checkpoint-every,
+    log-every, capture-video and the options of Weights & Biases may change."""
     evaluate: str | None = None
     """Run folder whose saved policy to evaluate, instead of training."""
     capture_video: bool = False
@@ -876,7 +877,7 @@ def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
             return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
     except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
         reason = " ".join(str(error).split()).rstrip(".")
-        print(f"no video ({reason}); MuJoCo needs libegl1 or libosmesa6, other environments what they say")
+        print(f"no video: {reason} (MuJoCo's environments need the system library libegl1 or libosmesa6)")
         return None
 
 
@@ -1066,7 +1067,8 @@ class Run:
 
     def status(self) -> str:
         """The last returns, for the progress line."""
-        return f"last return {self.last_return:.1f}, evaluation {self.last_evaluation:.1f}"
+        returns = ["-" if np.isnan(x) else f"{x:.1f}" for x in (self.last_return, self.last_evaluation)]
+        return f"last return {returns[0]}, evaluation {returns[1]}"
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all. Ends the run instead if a parameter is not finite."""
@@ -1209,6 +1211,11 @@ def prepare(args: Any) -> None:
         raise UserError(f"--device {run.device} is not present here: use --device cpu or auto")
     if run.track and version("wandb") is None:
         raise UserError("--track needs Weights & Biases: `pip install wandb`")
+    if run.track and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        if not wandb.api.api_key:
+            raise UserError("--track: Weights & Biases knows no API key: run `wandb login`, or set WANDB_MODE=offline")
     if run.compile:
         header = Path(sysconfig.get_path("include"), "Python.h").exists()
         compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))

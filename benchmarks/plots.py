@@ -84,18 +84,21 @@ def draw_mean(axes: plt.Axes, result: Result, metric: str, against: str) -> None
         axes.fill_between(x, *bounds, color=colour(result.label), alpha=0.18, linewidth=0)
 
 
-def draw_references(axes: plt.Axes, references: list[tuple[str, Published]]) -> None:
-    """Dashed lines at published levels; their labels stand right of the panel, moved apart where they would overlap."""
+def draw_references(axes: plt.Axes, references: list[tuple[str, Published]], steps: int) -> None:
+    """Lines at published levels, dashed if from `steps` (ours), else dotted; labels stand right of the panel, moved apart
+    where they would overlap."""
     low, high = axes.get_ylim()
     least = 0.075 * (high - low)
     height = -np.inf
     for label, row in sorted(references, key=lambda pair: pair[1].mean):
-        axes.axhline(row.mean, color=colour(label), linestyle="--", linewidth=1, alpha=0.7)
+        style = "--" if nearest([row.env_steps], steps, SAME_STEP) is not None else ":"
+        axes.axhline(row.mean, color=colour(label), linestyle=style, linewidth=1, alpha=0.7)
         height = max(height + least, row.mean)
         axes.annotate(
             f"{label} {number(row.mean)} ({row.env_version}, {count(row.env_steps)})",
             xy=(1, row.mean), xycoords=("axes fraction", "data"), xytext=(1.02, height),
-            textcoords=("axes fraction", "data"), fontsize=7, color=colour(label), va="center", annotation_clip=False,
+            textcoords=("axes fraction", "data"), fontsize=8, color=colour(label), va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour(label), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
 
 
@@ -116,7 +119,7 @@ def draw_curves(path: Path, results: list[Result], published: list[Published]) -
         axes.autoscale(axis="y")
         if comparable:
             axes.set_ylim(*spanned(axes.get_ylim(), [row.mean for _, row in comparable]))
-        draw_references(axes, comparable)
+        draw_references(axes, comparable, max((result.total or 0 for result in members), default=0))
         if not any(result.scored for result in members):
             axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", va="center")
         axes.set_xlabel("environment steps")
@@ -124,7 +127,7 @@ def draw_curves(path: Path, results: list[Result], published: list[Published]) -
     save(
         figure,
         path,
-        "Mean over seeds, band: its 95 % interval (none for one seed); dashed: published",
+        "Mean over seeds, band: its 95 % interval (none for one seed); dashed: published, dotted: at other steps",
     )
 
 

@@ -248,7 +248,9 @@ def render_report(suite: str, results: list[Result], published: list[Published],
         "is given where it differs by more than 2.5 %).\n"
     )
     header = ["task", "algorithm", *(count(step) for step in MILESTONES)]
-    parts.append(markdown_table(header, milestone_rows(results, published)))
+    table = [row for row in milestone_rows(results, published) if any(row[2:])]
+    kept = [k for k, name in enumerate(header) if k < 2 or any(row[k] for row in table)]
+    parts.append(markdown_table([header[k] for k in kept], [[row[k] for k in kept] for row in table]))
     parts.append("## Curves\n")
     parts += [f"![{name}]({name}.png)\n" for name in pictures if name != "aggregates"]
     parts.append(render_aggregates(results, published))
@@ -347,7 +349,8 @@ def main() -> int:
     """Command line; exit code 2 for what the user can put right."""
     options = tyro.cli(Options, description=__doc__)
     try:
-        suites = [options.suite] if options.suite else sorted(p.name for p in options.results.glob("*/") if p.is_dir())
+        found = sorted({path.parents[3].name for path in options.results.glob("*/*/*/*/status.json")})
+        suites = [options.suite] if options.suite else found
         if not suites:
             raise InputError(f"no suites in --results {options.results}: run one first or correct --results")
         if options.readme and not options.readme.is_file():

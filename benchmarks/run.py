@@ -325,6 +325,8 @@ def time_left(jobs: list[Job], parallel: int) -> str:
             unknown |= {label} - spent.keys()
     unfinished = sum(job.state != "done" for job in jobs)
     text = f"about {tqdm.format_interval(left / max(1, min(parallel, unfinished)))} left, {parallel} at a time"
+    if not spent:
+        return "time left not known yet"
     return text + (f", and {', '.join(sorted(unknown))}, whose speed is not known yet" if unknown else "")
 
 

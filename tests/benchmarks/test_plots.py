@@ -45,7 +45,7 @@ def test_curves_show_the_mean_its_band_and_the_published_level(figures, results,
     np.testing.assert_array_equal(sac.get_ydata(), [0, 25, 50])
     assert len(axes.collections) == 1  # one seed has no band
     assert axes.collections[0].get_datalim(axes.transData).intervaly == pytest.approx([0, 300])
-    assert list(level.get_ydata()) == [400, 400] and axes.get_ylim()[1] >= 400
+    assert list(level.get_ydata()) == [400, 400] and axes.get_ylim()[1] >= 400 and level.get_linestyle() == "--"
     assert [text.get_text() for text in axes.texts] == ["td3 400.0 (v3, 300k)"]
     assert axes.get_xlabel() == "environment steps" and axes.get_ylabel() == "return of the deterministic policy"
     assert td3.get_color() == plots.colour("td3") != sac.get_color()
@@ -64,7 +64,7 @@ def test_levels_of_other_environment_versions_that_cannot_be_compared_are_left_o
 def test_labels_of_published_levels_do_not_overlap():
     _, axes = plt.subplots()
     axes.set_ylim(0, 100)
-    plots.draw_references(axes, [(name, published_row(mean)) for name, mean in (("td3", 50.0), ("sac", 50.5))])
+    plots.draw_references(axes, [(name, published_row(mean)) for name, mean in (("td3", 50.0), ("sac", 50.5))], 1000)
     low, high = sorted(text.xyann[1] for text in axes.texts)
     assert high - low >= 5
     plt.close("all")

@@ -275,7 +275,7 @@ def test_a_killed_harness_and_a_killed_run_are_continued(tmp_path):
     assert left["state"] == "running" and left["exit_code"] is None
     job = run.Job(next(e for e in SUITES["quick"] if e.algorithm == "ppo"), 1, folder)
     assert job.is_busy(), "the run goes on without its harness"
-    (child,) = subprocess.check_output(["pgrep", "-f", f"--run-dir {folder}"], text=True).split()
+    (child,) = subprocess.check_output(["pgrep", "-f", "--", f"--run-dir {folder}"], text=True).split()
     os.kill(int(child), signal.SIGKILL)
     for _ in range(100):
         if not job.is_busy():
