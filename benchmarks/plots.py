@@ -85,8 +85,10 @@ def draw_mean(axes: plt.Axes, result: Result, metric: str, against: str) -> None
 
 
 def draw_references(axes: plt.Axes, references: list[tuple[str, Published]], steps: int) -> None:
-    """Lines at published levels, dashed if from `steps` (ours), else dotted; labels stand right of the panel, moved apart
-    where they would overlap."""
+    """Lines at published levels, dashed if from `steps` (ours), else dotted, and their labels right of the panel.
+
+    Labels are moved apart where they would overlap.
+    """
     low, high = axes.get_ylim()
     least = 0.075 * (high - low)
     height = -np.inf

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -434,6 +435,16 @@ def test_weights_and_biases_offline(algorithm: str, tmp_path):
     agent = getattr(load(algorithm), AGENTS[algorithm])
     for name in ("eval/return", "train/return", *(f"metrics/{name}" for name in agent.metrics)):
         assert name.encode() in data, f"{name} is not logged"
+
+
+@of_shared_blocks
+def test_weights_and_biases_without_a_key(algorithm: str, command_line, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=None))
+    words = flags(algorithm, run_dir=tmp_path / "run", track=True)
+    assert_one_line(*command_line(algorithm, *words), "--track", "WANDB_MODE=offline")
+    assert not (tmp_path / "run").exists()
 
 
 @of_shared_blocks

@@ -101,6 +101,20 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, folder, message):
     assert message in error and error.count("\n") == 1
 
 
+def test_without_a_suite_all_suites_are_reported_and_other_runs_left_alone(tmp_path, capsys, monkeypatch):
+    three_seeds(tmp_path / "runs" / "one")
+    three_seeds(tmp_path / "runs" / "two")
+    (tmp_path / "runs" / "Hopper-v5" / "td3" / "1-20260101").mkdir(parents=True)  # made by a script alone
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:two -->\n<!-- /results -->\n")
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path / "runs"), "--readme", str(readme)])
+    assert report.main() == 0
+    assert {path.parent.name for path in tmp_path.rglob("report.md")} == {"one", "two"}
+    assert "110.0" in readme.read_text()
+    readme.unlink()
+    assert report.main() == 2 and "cannot read --readme" in capsys.readouterr().err
+
+
 COMMITTED = ROOT / "benchmarks" / "results"
 
 
