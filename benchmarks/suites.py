@@ -105,17 +105,18 @@ TUNING = "seeds 11 and 12 (reinforce, a2c, trpo, ppo: HalfCheetah-v5 and Hopper-
 
 REMARKS: dict[tuple[str, str], str] = {
     ("trpo", "InvertedDoublePendulum-v5"): (
-        "reaches 9000 within 100k steps and falls again, like the published curve (see On the way): every step has the "
-        "same KL divergence however small the advantages are, and those of a nearly perfect policy are mostly noise"
+        "learned within the first evaluations and lost again, like the published curve (see On the way). Every step has "
+        "the same KL divergence however small the advantages are, and those of a nearly perfect policy are mostly noise"
     ),
     ("a2c", "InvertedDoublePendulum-v5"): (
-        "reaches 9300 and falls again and again; the advantages are standardised, so that the noise in those of a nearly "
-        "perfect policy moves it as far as a signal would"
+        "learned, and lost now and then. The advantages are standardised, so that the noise in those of a nearly perfect "
+        "policy moves it as far as a signal would"
     ),
-    ("a2c", "Hopper-v5"): "both seeds settle near 1000, what standing still for a whole episode earns; cause not known",
-    ("ppo", "HalfCheetah-v5"): (
-        "the published 5780 +- 1268 are those of 10 seeds; two seeds in the 4000s do not tell whether ours is worse"
-    ),
-    ("trpo", "HalfCheetah-v5"): "as for ppo: two seeds against 4403 +- 1054 of 10 seeds",
+    ("a2c", "Hopper-v5"): "the seeds settle near what standing still for a whole episode earns; cause not known",
+    ("ppo", "HalfCheetah-v5"): "published: 10 seeds with a wide spread; so few seeds do not tell whether ours is worse",
+    (
+        "trpo",
+        "HalfCheetah-v5",
+    ): "published: 10 seeds with a wide spread; so few seeds do not tell whether ours is worse",
 }
 """(label, task) -> what is known of a result of the suites of 1M steps that falls short of the published one."""
