@@ -84,16 +84,17 @@ def draw_mean(axes: plt.Axes, result: Result, metric: str, against: str) -> None
         axes.fill_between(x, *bounds, color=colour(result.label), alpha=0.18, linewidth=0)
 
 
-def draw_references(axes: plt.Axes, references: list[tuple[str, Published]], steps: int) -> None:
-    """Lines at published levels, dashed if from `steps` (ours), else dotted, and their labels right of the panel.
+def draw_references(axes: plt.Axes, references: list[tuple[Result, Published]]) -> None:
+    """Lines at published levels, dashed if from our result's step, else dotted, and their labels right of the panel.
 
     Labels are moved apart where they would overlap.
     """
     low, high = axes.get_ylim()
     least = 0.075 * (high - low)
     height = -np.inf
-    for label, row in sorted(references, key=lambda pair: pair[1].mean):
-        style = "--" if nearest([row.env_steps], steps, SAME_STEP) is not None else ":"
+    for result, row in sorted(references, key=lambda pair: pair[1].mean):
+        label = result.label
+        style = "--" if nearest([row.env_steps], result.total, SAME_STEP) is not None else ":"
         axes.axhline(row.mean, color=colour(label), linestyle=style, linewidth=1, alpha=0.7)
         height = max(height + least, row.mean)
         axes.annotate(
@@ -113,15 +114,15 @@ def draw_curves(path: Path, results: list[Result], published: list[Published]) -
         for result in members:
             if metric in result.estimates:
                 draw_mean(axes, result, metric, "steps")
-        references = [(result.label, compare(result, published).reference) for result in members]
+        references = [(result, compare(result, published).reference) for result in members]
         comparable = [
-            (label, row) for label, row in references
+            (result, row) for result, row in references
             if row and row.metric == metric and can_compare(task, row)
         ]  # fmt: skip
         axes.autoscale(axis="y")
         if comparable:
             axes.set_ylim(*spanned(axes.get_ylim(), [row.mean for _, row in comparable]))
-        draw_references(axes, comparable, max((result.total or 0 for result in members), default=0))
+        draw_references(axes, comparable)
         if not any(result.scored for result in members):
             axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", va="center")
         axes.set_xlabel("environment steps")

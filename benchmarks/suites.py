@@ -103,20 +103,18 @@ SUITES: dict[str, list[Experiment]] = {
 TUNING = "seeds 11 and 12 (reinforce, a2c, trpo, ppo: HalfCheetah-v5 and Hopper-v5; her_ddpg: FetchPush-v4)"
 """Seeds and tasks on which trial runs were made while defaults were chosen."""
 
+FEW_SEEDS = "published: 10 seeds with a wide spread; so few of ours do not tell whether they are worse"
 REMARKS: dict[tuple[str, str], str] = {
     ("trpo", "InvertedDoublePendulum-v5"): (
-        "learned within the first evaluations and lost again, like the published curve (see On the way). Every step has "
-        "the same KL divergence however small the advantages are, and those of a nearly perfect policy are mostly noise"
+        "learned within the first evaluations and lost again, like the published curve (see On the way). Every step "
+        "has the same KL divergence however small the advantages are; those of a nearly perfect policy are mostly noise"
     ),
     ("a2c", "InvertedDoublePendulum-v5"): (
-        "learned, and lost now and then. The advantages are standardised, so that the noise in those of a nearly perfect "
-        "policy moves it as far as a signal would"
+        "learned, and lost now and then. The advantages are standardised, so that the noise in those of a nearly "
+        "perfect policy moves it as far as a signal would"
     ),
     ("a2c", "Hopper-v5"): "the seeds settle near what standing still for a whole episode earns; cause not known",
-    ("ppo", "HalfCheetah-v5"): "published: 10 seeds with a wide spread; so few seeds do not tell whether ours is worse",
-    (
-        "trpo",
-        "HalfCheetah-v5",
-    ): "published: 10 seeds with a wide spread; so few seeds do not tell whether ours is worse",
+    ("ppo", "HalfCheetah-v5"): FEW_SEEDS,
+    ("trpo", "HalfCheetah-v5"): FEW_SEEDS,
 }
 """(label, task) -> what is known of a result of the suites of 1M steps that falls short of the published one."""

@@ -61,12 +61,16 @@ def test_levels_of_other_environment_versions_that_cannot_be_compared_are_left_o
     assert len(axes.lines) == 1 and not axes.texts
 
 
-def test_labels_of_published_levels_do_not_overlap():
+def test_labels_of_published_levels_do_not_overlap_and_lines_tell_whether_steps_agree(tmp_path):
+    make_run(tmp_path / "s", total=1000)
+    (result,) = scores.summarise(records.load_runs(tmp_path, "s"))
     _, axes = plt.subplots()
     axes.set_ylim(0, 100)
-    plots.draw_references(axes, [(name, published_row(mean)) for name, mean in (("td3", 50.0), ("sac", 50.5))], 1000)
+    rows = [published_row(50.0, env_steps=1000), published_row(50.5, env_steps=500)]
+    plots.draw_references(axes, [(result, row) for row in rows])
     low, high = sorted(text.xyann[1] for text in axes.texts)
     assert high - low >= 5
+    assert [line.get_linestyle() for line in axes.lines] == ["--", ":"]
     plt.close("all")
 
 
