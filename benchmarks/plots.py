@@ -94,7 +94,8 @@ def draw_references(axes: plt.Axes, references: list[tuple[Result, Published]]) 
     height = -np.inf
     for result, row in sorted(references, key=lambda pair: pair[1].mean):
         label = result.label
-        style = "--" if nearest([row.env_steps], result.total, SAME_STEP) is not None else ":"
+        equal = result.total is not None and nearest([row.env_steps], result.total, SAME_STEP) is not None
+        style = "--" if equal else ":"
         axes.axhline(row.mean, color=colour(label), linestyle=style, linewidth=1, alpha=0.7)
         height = max(height + least, row.mean)
         axes.annotate(
