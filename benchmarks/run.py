@@ -361,7 +361,7 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
             job.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it on purpose
             signal.signal(number, interrupt)
     try:
         with Live(table(jobs, summary(jobs, parallel)), console=console, refresh_per_second=2) as live:

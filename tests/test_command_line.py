@@ -329,7 +329,7 @@ def test_no_video_without_a_renderer(algorithm: str, env_id: str, finished, comm
     words = flags(algorithm, env_id=f"contract_envs:{env_id}", run_dir=tmp_path / "run", capture_video=True)
     code, out, err = command_line(algorithm, *words)
     assert code == 0, err
-    assert len(re.findall(r"^no video \(.+\); MuJoCo needs .+$", out, re.MULTILINE)) == 1
+    assert len(re.findall(r"^no video: .+ \(MuJoCo's .+\)$", out, re.MULTILINE)) == 1
     assert "done: " in out and not list(tmp_path.rglob("*.mp4"))
     code, out, err = command_line(algorithm, "--evaluate", tmp_path / "run")
     assert code == 0 and "no video" not in out, "the run's own --capture-video is not the evaluation's"
