@@ -324,6 +324,8 @@ def time_left(jobs: list[Job], parallel: int) -> str:
             left += steps * sum(spent[label]) / len(spent[label]) if label in spent else 0.0
             unknown |= {label} - spent.keys()
     unfinished = sum(job.state != "done" for job in jobs)
+    if not unfinished:
+        return "nothing left to do"
     text = f"about {tqdm.format_interval(left / max(1, min(parallel, unfinished)))} left, {parallel} at a time"
     if not spent:
         return "time left not known yet"
@@ -411,6 +413,8 @@ def announce(console: Console, job: Job) -> None:
 def main(args: Args) -> int:
     """Plan, run, summarise; returns the exit code."""
     jobs, console = plan(args), Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # into a file or pipe, where no terminal limits the table
     if args.status:
         for job in jobs:
             job.inspect()
@@ -447,4 +451,7 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args, description=__doc__)))
+    chosen = tyro.cli(Args, description=__doc__)
+    if chosen.dry_run or chosen.status:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
+    sys.exit(main(chosen))

@@ -122,18 +122,22 @@ def test_bad_input_is_one_line(flags, message, tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/run.py"),
-        "--dry-run",
-        "--seeds",
-        "2",
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    command = [sys.executable, str(ROOT / "benchmarks/run.py"), "--dry-run", "--output", str(tmp_path / "o")]
+    lines = subprocess.run([*command, "--seeds", "2"], capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(lines) == 2 * len(SUITES["quick"])
     assert not (tmp_path / "o").exists()
+    process = subprocess.Popen([*command, "--seeds", "999"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == lines[0] + "\n"
+    process.stdout.close()  # as `| head -1` does
+    assert process.stderr.read() == ""
+    process.wait()
+
+
+def test_the_table_is_whole_where_there_is_no_terminal(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/run.py"), "--status", "--suite", "fetch"]
+    out = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    for label, env_id in {(e.label, e.env_id) for e in SUITES["fetch"]}:
+        assert any(f" {label} " in line and f" {env_id} " in line and "waiting" in line for line in out.splitlines())
 
 
 def test_interrupting_stops_the_children_with_a_checkpoint_and_a_second_harness_is_refused(tmp_path):
@@ -338,6 +342,12 @@ def test_status_shows_every_state_staleness_and_the_time_left(suite, monkeypatch
     assert "1 of the done ones stale" in out and "about 1:00:00 left, 2 at a time" in " ".join(out.split())
     for text in ("2 done", "1 failed", "1 stopped", "1 waiting"):
         assert text in " ".join(out.split())
+
+
+def test_time_left_of_a_finished_suite(suite):
+    jobs = suite(ppo(steps=256))
+    execute(jobs)
+    assert run.time_left(jobs, 2) == "nothing left to do"
 
 
 def test_a_resumed_run_keeps_the_hash_of_the_algorithm_that_began_it(suite, monkeypatch):
