@@ -92,9 +92,9 @@ SUITES: dict[str, list[Experiment]] = {
     # The robot arm's goal tasks, from the one learned in minutes to the two that take millions of steps.
     "fetch": [
         *experiments("her_ddpg", ("FetchReach-v4",), 50_000, eval_every="2500"),
-        *experiments("her_ddpg", ("FetchPush-v4",), 2_000_000, eval_every="50000"),
+        *experiments("her_ddpg", ("FetchPush-v4",), 1_000_000, eval_every="50000"),
         *experiments("her_ddpg", ("FetchReach-v4",), 50_000, variant="no-her", eval_every="2500"),
-        *experiments("her_ddpg", ("FetchPush-v4",), 2_000_000, variant="no-her", eval_every="50000"),
+        *experiments("her_ddpg", ("FetchPush-v4",), 1_000_000, variant="no-her", eval_every="50000"),
         *experiments("her_ddpg", ("FetchPickAndPlace-v4", "FetchSlide-v4"), 4_000_000, eval_every="100000"),
     ],
 }
