@@ -6,10 +6,12 @@ colour everywhere. The same runs always give the same bytes.
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from published import Published, can_compare, compare, number, select
 from records import METRICS, SAME_STEP, count
@@ -60,7 +62,7 @@ def metric_of(task: str, results: list[Result]) -> str:
 
 def save(figure: plt.Figure, path: Path, title: str) -> None:
     """Write and close."""
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, int(10 * figure.get_figwidth())))  # about 10 characters per inch
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -152,7 +154,14 @@ def draw_wallclock(path: Path, results: list[Result]) -> None:
             if result.env_id == task and metric in result.estimates:
                 draw_mean(axes, result, metric, "minutes")
         axes.set_xlabel("wall-clock time of a run (minutes)")
-    hardware = sorted({run.status.get("hardware", "unknown") for result in results for run in result.scored})
+        ends = [line.get_xdata()[-1] for line in axes.lines]
+        if ends and max(ends) > 10 * min(ends):
+            axes.set_xscale("log", nonpositive="mask")  # leaves out the evaluation at time 0
+            axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda minutes, _: f"{minutes:g}")
+            axes.set_xlabel("wall-clock time of a run (minutes, logarithmic)")
+    names = {run.status.get("hardware", "unknown") for result in results for run in result.scored}
+    hardware = sorted({name.removesuffix(", device cpu") for name in names})
     save(figure, path, f"Mean over seeds against the mean time of a run, one thread each, on {' and '.join(hardware)}")
 
 

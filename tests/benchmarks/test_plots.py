@@ -81,6 +81,16 @@ def test_wallclock_is_in_minutes(figures, results, tmp_path):
     assert "minutes" in axes.get_xlabel()
 
 
+def test_wallclock_is_logarithmic_where_some_runs_take_ten_times_as_long(figures, results, tmp_path):
+    plots.draw_wallclock(tmp_path / "linear.png", results)
+    assert panel(figures["linear.png"], "Hopper-v5").get_xscale() == "linear"
+    (tmp_path / "s/sac/Hopper-v5/1/metrics.csv").write_text("step,seconds\n150000,60\n300000,110\n")
+    plots.draw_wallclock(tmp_path / "log.png", scores.summarise(records.load_runs(tmp_path, "s")))
+    axes = panel(figures["log.png"], "Hopper-v5")
+    assert axes.get_xscale() == "log" and "logarithmic" in axes.get_xlabel()
+    assert panel(figures["log.png"], "Swimmer-v5").get_xscale() == "linear"
+
+
 def test_milestones_show_ours_and_the_published(figures, results, tmp_path):
     rows = [published_row(400.0, task="Hopper", env_version="v3", env_steps=295_000)]
     assert plots.draw_milestones(tmp_path / "milestones.png", results, rows)
