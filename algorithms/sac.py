@@ -1136,6 +1136,8 @@ def command_line(args_class: type, defaults: Any = None) -> Any:
             r"^(?:╭| ---)[^\n]*\n(.*?)\n(?:╰|[ │]+(?:───|---)|\s*\Z)", errors.getvalue(), re.DOTALL | re.MULTILINE
         )
         message = " ".join((box[1] if box else errors.getvalue()).replace("│", " ").split())
+        no_integer = r"invalid literal for int\(\) with base 10: (\S+)"  # 1e6, say
+        message = re.sub(no_integer, r"\1 is no whole number, write digits only, as in 1000000", message)
         similar = re.search(r"Perhaps you meant:\s+\W*(--[\w-]+)", errors.getvalue())
         hint = f" (perhaps you meant {similar[1]})" if similar else ""
         raise UserError(f"{message.rstrip('.')}{hint}: see --help") from exit

@@ -75,7 +75,7 @@ BAD_INPUT = [
     ("--eval-episodes 0", "--eval-episodes 0", "at least 1"),
     ("--checkpoint-every 0", "--checkpoint-every 0", "at least 1"),
     ("--log-every 0", "--log-every 0", "at least 1"),
-    ("--total-timesteps 1e6", "--total-timesteps", "'1e6'", "--help"),
+    ("--total-timesteps 1e6", "--total-timesteps", "'1e6' is no whole number", "1000000", "--help"),
     ("--device tpu", "'tpu'", "cuda", "--help"),
     ("--no-such-flag 3", "--no-such-flag", "--help"),
     ("stray", "stray", "--help"),
