@@ -124,4 +124,4 @@ REMARKS: dict[tuple[str, str], str] = {
         "it rises and falls from one evaluation to the next, so that the last one alone says little (see Curves)"
     ),
 }
-"""(label, task) -> what to know of a result of the suites of 1M steps, above all where it falls short of the published one."""
+"""(label, task) -> what to know of a result of the suites of 1M steps, above all why it is below the published one."""
