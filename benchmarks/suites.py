@@ -120,5 +120,8 @@ REMARKS: dict[tuple[str, str], str] = {
     ("ddpg", "Hopper-v5"): (
         "it rises and falls from one evaluation to the next, so that the last one alone says little (see Curves)"
     ),
+    ("her_ddpg-no-her", "FetchReach-v4"): (
+        "ends where hindsight ends, since random actions now and then reach a goal; how much later, the curves show"
+    ),
 }
-"""(label, task) -> what to know of a result of the suites of 1M steps, above all why it is below the published one."""
+"""(label, task) -> what to know of a result (of other suites than quick), above all why it is below the published one."""
