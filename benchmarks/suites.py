@@ -124,4 +124,4 @@ REMARKS: dict[tuple[str, str], str] = {
         "ends where hindsight ends, since random actions now and then reach a goal; how much later, the curves show"
     ),
 }
-"""(label, task) -> what to know of a result (of other suites than quick), above all why it is below the published one."""
+"""(label, task) -> what to know of a result (quick ones aside), above all why it is below the published one."""
