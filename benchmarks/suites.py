@@ -105,12 +105,13 @@ TUNING = "seeds 11 and 12 (reinforce, a2c, trpo, ppo: HalfCheetah-v5 and Hopper-
 
 REMARKS: dict[tuple[str, str], str] = {
     ("trpo", "InvertedDoublePendulum-v5"): (
-        "learned within the first evaluations and lost again, like the published curve (see On the way). Every step "
-        "has the same KL divergence however small the advantages are; those of a nearly perfect policy are mostly noise"
+        "learned within the first evaluations and lost again, like the published curve (see On the way). "
+        "Supposed cause, not tried: every step has the same KL divergence however small the advantages are, and those "
+        "of a nearly perfect policy are mostly noise"
     ),
     ("a2c", "InvertedDoublePendulum-v5"): (
-        "learned, and lost now and then. The advantages are standardised, so that the noise in those of a nearly "
-        "perfect policy moves it as far as a signal would"
+        "learned, and lost now and then. Supposed cause, not tried: the advantages are standardised, so that the noise "
+        "in those of a nearly perfect policy moves it as far as a signal would"
     ),
     ("a2c", "Hopper-v5"): "no seed ends far above what standing still for a whole episode earns; cause not known",
     ("td3", "HalfCheetah-v5"): (
