@@ -639,11 +639,12 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
             with contextlib.redirect_stderr(io.StringIO()):  # a notice on tasks of other versions than is installed
                 importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves when imported
         env = gym.make(name, **kwargs)
-    except gym.error.Error as error:
+    except (gym.error.Error, ImportError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"--env-id {env_id}: {reason}; `gymnasium.pprint_registry()` lists what there is") from error
-    except ImportError as error:
-        raise UserError(f"--env-id {env_id}: {error}: install it or run from the folder that holds it") from error
+        remedy = "`gymnasium.pprint_registry()` lists what there is"
+        if isinstance(error, ImportError) and name not in gym.registry:
+            remedy = "install it or run from the folder that holds it"
+        raise UserError(f"--env-id {env_id}: {reason}; {remedy}") from error
     space = env.observation_space
     vectors = isinstance(space, gym.spaces.Dict) and all(
         isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in space.values()
@@ -1330,7 +1331,10 @@ def main(args_class: type, agent_class: type[nn.Module], train: Callable) -> Non
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit("error: the disk is full: free some space, then continue with --resume (the last checkpoint is whole)")
+        with contextlib.suppress(OSError):  # where stderr is a file on the same disk
+            message = "free some space, then continue with --resume (the last checkpoint is whole)"
+            print(f"error: the disk is full: {message}", file=sys.stderr, flush=True)
+        sys.exit(os.EX_IOERR)
 
 
 # ======================================================================================================================

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +54,7 @@ def assert_one_line(code: int, out: str, err: str, *parts: str) -> None:
 BAD_INPUT = [
     ("--env-id Nonesuch-v0", "Nonesuch", "pprint_registry"),
     ("--env-id Hopper-v99", "v99", "v5"),
-    ("--env-id Hopper-v2", "--env-id Hopper-v2", "pprint_registry"),
+    ("--env-id Hopper-v2", "--env-id Hopper-v2: ", "; `gymnasium.pprint_registry()` lists what there is"),
     ("--env-id not:an:id!", "not:an:id!", "install it or run from the folder"),
     ("--env-id no-version-or-space!", "no-version-or-space!", "pprint_registry"),
     ("--env-id no_such_module:Hopper-v5", "no_such_module", "install it or run from the folder"),
@@ -160,6 +163,24 @@ def test_folder_without_permission_to_write(algorithm: str, command_line, tmp_pa
     result = command_line(algorithm, *flags(algorithm, run_dir=tmp_path / "run"))
     assert_one_line(*result, str(tmp_path / "run"), "Permission denied", "choose another --run-dir")
     assert contents(tmp_path) == {}
+
+
+@of_shared_blocks
+@pytest.mark.parametrize("log_too", [False, True], ids=["stderr elsewhere", "stderr on the full disk"])
+def test_full_disk(algorithm: str, log_too: bool, capsys, monkeypatch):
+    module = load(algorithm)
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "argv", [algorithm])
+    if log_too:
+        monkeypatch.setattr(sys.stderr, "write", no_space)
+    with pytest.raises(SystemExit) as stopped:
+        module.main(module.Args, getattr(module, AGENTS[algorithm]), no_space)
+    assert stopped.value.code == os.EX_IOERR, "by which benchmarks/run.py knows it"
+    if not log_too:
+        assert_one_line(2, *capsys.readouterr(), "the disk is full", "--resume")
 
 
 @of_shared_blocks
