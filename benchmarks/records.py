@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from suites import SUITES, Experiment
+from suites import ON_POLICY, SUITES, Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -236,7 +236,11 @@ def staleness(status: dict[str, Any], algorithm: str, planned: list[Experiment])
     """
     if status.get("algorithm_sha256") != algorithm_sha256(ROOT / "algorithms" / f"{algorithm}.py"):
         return f"{algorithm}.py has changed since"
-    recorded = status.get("flags"), status.get("total_timesteps")
+    total = status.get("total_timesteps")
+    begun_for = status.get("begun_for", total)
+    if begun_for != total and algorithm in ON_POLICY:
+        return f"begun for {count(begun_for)} steps, over which its learning rate decayed"
+    recorded = status.get("flags"), total
     if planned and recorded not in [(e.flags, e.total_timesteps) for e in planned]:
         return "the suite's settings have changed since"
     return None
@@ -286,16 +290,22 @@ def main() -> int:
     try:
         runs = load_runs(options.results, options.suite)
         kept = [run for run in runs if run.trouble(run.total) is None and not run.stale]
+        replaced = 0
         for run in kept:
             where = Path(options.suite, run.label, run.env_id, run.seed)
+            replaced += (COMMITTED / where).exists()
             export(options.results / where, COMMITTED / where)
     except InputError as error:
-        print(f"records.py: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"records.py: cannot copy {error.filename} ({error.strerror}): put it right and repeat", file=sys.stderr)
+        where = error.filename or COMMITTED  # a failed write has no name
+        print(f"error: cannot copy to {where} ({error.strerror}): put it right and repeat", file=sys.stderr)
         return 2
-    print(f"{len(kept)} of {len(runs)} runs, those that are finished and not stale, are in {COMMITTED / options.suite}")
+    print(
+        f"{len(kept)} of {len(runs)} runs, those that are finished and not stale, are now in "
+        f"{COMMITTED / options.suite}, {replaced} of them in place of an earlier copy"
+    )
     return 0
 
 

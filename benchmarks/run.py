@@ -15,6 +15,7 @@ script's run folder plus
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import fcntl
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from records import algorithm_sha256, read_json, staleness, write_atomically
+from records import COMMITTED, algorithm_sha256, read_json, staleness, write_atomically
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -38,7 +39,7 @@ from suites import SUITES, Experiment
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-IDENTITY = ("flags", "reason", "algorithm_sha256")
+IDENTITY = ("flags", "reason", "algorithm_sha256", "begun_for")
 COLOURS = {"done": "green", "failed": "bold red", "stopped": "yellow", "running": "cyan", "waiting": "dim"}
 
 
@@ -84,7 +85,7 @@ class Job:
     earlier: float = 0.0
     """Seconds that earlier starts of the run took."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """What decides the result, as it was when the run was first started: the algorithm's hash, settings, reason."""
+    """What decides the result, as it was when the run was first started: algorithm's hash, settings, reason, steps."""
     told_to_stop: bool = False
     """Whether the harness has asked the process to stop."""
 
@@ -143,7 +144,8 @@ class Job:
         earlier = read_json(self.folder / "status.json") if (self.folder / "config.json").exists() else {}
         self.earlier = earlier.get("seconds", 0.0)
         e, today = self.experiment, algorithm_sha256(self.script)
-        self.identity = {"flags": e.flags, "reason": e.reason, "algorithm_sha256": today}
+        begun_for = e.total_timesteps
+        self.identity = {"flags": e.flags, "reason": e.reason, "algorithm_sha256": today, "begun_for": begun_for}
         if "flags" in earlier:
             self.identity = {name: earlier.get(name) for name in IDENTITY}
             if earlier.get("algorithm_sha256") != today:
@@ -160,6 +162,17 @@ class Job:
                 start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
             )
+        self.write_status(command)  # now with the number of the process
+
+    def stop_survivor(self) -> bool:
+        """Ask the process that an earlier harness left in the folder to save and end; False if it is not known."""
+        pid = str(read_json(self.folder / "status.json").get("pid"))
+        shown = subprocess.run(["ps", "-ww", "-p", pid, "-o", "args="], capture_output=True, text=True)
+        if f" {self.folder}" not in shown.stdout.rstrip():  # the number has gone to another process
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
+        return True
 
     def poll(self) -> bool:
         """True once the process has ended; then the outcome is in status.json."""
@@ -195,6 +208,8 @@ class Job:
             **self.identity,
             "hardware": f"{hardware()}, device {session.get('device', 'unknown')}",
         }
+        if self.state == "running" and self.process:
+            status["pid"] = self.process.pid
         write_atomically(self.folder / "status.json", json.dumps(status, indent=2) + "\n")
 
     def error_text(self) -> str:
@@ -310,12 +325,19 @@ def summary(jobs: list[Job], parallel: int) -> str:
 
 
 def time_left(jobs: list[Job], parallel: int) -> str:
-    """Estimate for the runs that are not done, from the mean seconds per step of their algorithm's runs so far."""
+    """Estimate for the runs that are not done, from the mean seconds per step of their algorithm's runs so far.
+
+    Of an algorithm without any, the runs in benchmarks/results count.
+    """
     spent: dict[str, list[float]] = {}
     for job in jobs:
         step, seconds, _ = job.progress()
         if step:
             spent.setdefault(job.experiment.label, []).append(seconds / step)
+    for label in {job.experiment.label for job in jobs} - spent.keys():
+        kept = [read_json(path) for path in sorted(COMMITTED.glob(f"*/{label}/*/*/status.json"))]
+        if kept:
+            spent[label] = [status["seconds"] / status["total_timesteps"] for status in kept]
     left, unknown = 0.0, set()
     for job in jobs:
         label = job.experiment.label
@@ -346,8 +368,9 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
     """Run all waiting jobs, `parallel` at a time; returns why it stopped early, "" if it did not.
 
     The first interruption (SIGINT, SIGTERM, SIGHUP) or the end of `hours` asks the runs to save and end, a second one
-    ends them at once. A folder in which a process is still training, started by a harness that died, is waited for.
-    Raises OSError, when the runs have ended, if a status cannot be written.
+    ends them at once. A folder in which a process is still training, started by a harness that died, is waited for, and
+    that process is asked to stop like the others. Raises OSError, when the runs have ended, if a status cannot be
+    written.
     """
     reasons: list[str] = []
     shown = 0.0  # when the table was last drawn
@@ -356,26 +379,33 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
         if job.state == "done":
             job.record_done()
     waiting, running = [job for job in jobs if job.state == "waiting"], []
+    survivors: list[Job] = []  # those of `waiting` that a process of a harness that died is training
 
     def interrupt(*_: Any) -> None:
         reasons.append("interrupted")
         for job in running:
             job.stop()
+        for job in survivors:
+            job.told_to_stop = False  # so that they are asked (again) below
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it on purpose
             signal.signal(number, interrupt)
     try:
         with Live(table(jobs, summary(jobs, parallel)), console=console, refresh_per_second=2) as live:
-            while running or (waiting and not reasons):
+            while running or any(job.told_to_stop for job in survivors) or (waiting and not reasons):
                 if time.monotonic() > deadline and not reasons:
                     reasons.append("the time budget is used up")
                 for job in [job for job in waiting if job.is_done()]:
                     waiting.remove(job)
                     job.record_done()
-                startable = [job for job in waiting if not job.is_busy()]
-                busy = len(waiting) - len(startable)  # with runs of a harness that died
-                while startable and len(running) + busy < parallel and not reasons:
+                known, survivors = survivors, [job for job in waiting if job.is_busy()]
+                for job in waiting:
+                    job.state = "running" if job in survivors else "waiting"
+                    if job in survivors and job not in known:
+                        console.print(f"{job.folder} is still trained by a process of an earlier start: waiting for it")
+                startable = [job for job in waiting if job not in survivors]
+                while startable and len(running) + len(survivors) < parallel and not reasons:
                     job = startable.pop(0)
                     waiting.remove(job)
                     job.start()
@@ -384,11 +414,14 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
                 for job in running if reasons else []:
                     if not job.told_to_stop:  # it was just being started, or time is up
                         job.stop()
+                for job in survivors if reasons else []:
+                    if not job.told_to_stop:
+                        job.told_to_stop = job.stop_survivor()
                 for job in [job for job in running if job.poll()]:
                     running.remove(job)
                     waiting += [job] if job.state == "waiting" else []
                     announce(console, job)
-                    if job.state == "failed" and "the disk is full" in job.error_text():
+                    if job.exit_code == os.EX_IOERR:  # how the scripts tell of a full disk
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.folder))
                 if time.monotonic() > shown + 2 or not running:
                     live.update(table(jobs, summary(jobs, parallel)))
@@ -425,6 +458,7 @@ def main(args: Args) -> int:
     if args.dry_run:
         for job in jobs:
             print(f"{'skip (done)' if job.state == 'done' else ' '.join(job.command())}  # {job.folder}")
+        print(f"# {summary(jobs, args.jobs)}")
         return 0
     suite_folder = Path(args.output) / args.suite
     try:
@@ -435,7 +469,8 @@ def main(args: Args) -> int:
     try:
         stopped = execute(jobs, args.jobs, console, args.time_budget)
     except OSError as error:
-        fail(f"{error.strerror}: {error.filename}; put it right, and the same command continues")
+        where = error.filename or suite_folder  # a failed write has no name
+        fail(f"{error.strerror}: {where}; put it right, and the same command continues")
     console.print()
     os.close(claim)
     for job in jobs:
@@ -445,8 +480,11 @@ def main(args: Args) -> int:
             console.print(f"[bold red]failed[/]: {e.label} {e.env_id} seed {job.seed}, exit {job.exit_code}")
             console.print("\n".join(tail), markup=False, style="red")
     if stopped:
-        console.print(f"stopped: {stopped}; the runs have saved what they had: the same command continues")
-        return 130 if stopped == "interrupted" else 0
+        left = [str(job.folder) for job in jobs if job.state == "running"]
+        others = f", but for {', '.join(left)}, still trained by an earlier start" if left else ""
+        console.print(f"stopped: {stopped}; the runs have saved what they had{others}: the same command continues")
+        if stopped == "interrupted":
+            return 130
     return 1 if any(job.state == "failed" for job in jobs) else 0
 
 

@@ -153,6 +153,7 @@ def test_a_change_of_the_suites_settings_makes_a_result_stale():
             "the suite's settings have changed since" if stale else None
         )
     assert records.staleness(status, "td3", []) is None
+    assert records.staleness(status | {"begun_for": 500}, "td3", []) is None, "nothing in it depends on the length"
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------

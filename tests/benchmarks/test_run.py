@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,7 +125,10 @@ def test_bad_input_is_one_line(flags, message, tmp_path):
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks/run.py"), "--dry-run", "--output", str(tmp_path / "o")]
     lines = subprocess.run([*command, "--seeds", "2"], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(lines) == 2 * len(SUITES["quick"])
+    runs = 2 * len(SUITES["quick"])
+    assert len(lines) == runs + 1
+    # the committed runs tell how long it will take
+    assert re.fullmatch(rf"# {runs} runs: {runs} waiting; about (\d+:)?\d+:\d\d left, \d+ at a time", lines[-1])
     assert not (tmp_path / "o").exists()
     process = subprocess.Popen([*command, "--seeds", "999"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == lines[0] + "\n"
@@ -202,11 +206,12 @@ def test_a_run_still_going_is_waited_for(suite):
     run.fcntl.flock(descriptor, run.fcntl.LOCK_EX)
     assert job.is_busy() and not job.is_done()
     assert execute([job], hours=2 / 3600).startswith("the time budget")
-    assert job.state == "waiting" and not (job.folder / "status.json").exists(), "it was not started"
+    assert job.state == "running" and not (job.folder / "status.json").exists(), "it was not started"
     os.close(descriptor)
     assert not job.is_busy()
-    execute([job])
-    assert job.state == "done"
+    again = suite(ppo(steps=256))
+    execute(again)
+    assert again[0].state == "done"
 
 
 def test_a_run_stopped_while_it_starts_is_stopped_not_failed(suite):
@@ -292,6 +297,31 @@ def test_a_killed_harness_and_a_killed_run_are_continued(tmp_path):
     assert not list(folder.glob("*.tmp"))
 
 
+def test_a_run_that_outlived_its_harness_is_stopped_like_the_others(suite):
+    (left,) = suite(ppo(steps=10**6))
+    left.start()
+    try:
+        for _ in range(3000):
+            if (left.folder / "checkpoint.pt").exists():
+                break
+            time.sleep(0.1)
+        assert left.is_busy()
+        (job,) = suite(ppo(steps=10**6))
+        text = execute([job], hours=2 / 3600)
+        assert "the time budget is used up" in text and "earlier start" in text
+        assert not job.is_busy() and job.state == "waiting"
+    finally:
+        left.process.kill()
+        left.process.wait()
+    path, content = job.folder / "status.json", status(job)
+    assert content["pid"] == left.process.pid and not job.stop_survivor(), "it is gone"
+    path.write_text(json.dumps(content | {"pid": os.getpid()}))
+    assert not job.stop_survivor(), "the number has gone to another process, which goes on"
+    del content["pid"]
+    path.write_text(json.dumps(content))
+    assert not job.stop_survivor()
+
+
 def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(suite, monkeypatch, capsys):
     jobs = suite(ppo(steps=10**6), ppo("tiny_envs:Chain-v0", 256))
     write, calls = run.write_atomically, []
@@ -299,7 +329,7 @@ def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(sui
     def full(path: Path, text: str) -> None:
         calls.append(path)
         if len(calls) > 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write fails, without a name
         write(path, text)
 
     monkeypatch.setattr(run, "write_atomically", full)
@@ -307,10 +337,33 @@ def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(sui
         run.main(run.Args(suite="test", jobs=2, output=str(jobs[0].folder.parents[3])))
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "No space left on device" in error and "the same command continues" in error
+    where = jobs[0].folder.parents[2]
+    assert error == f"error: No space left on device: {where}; put it right, and the same command continues\n"
     assert not jobs[0].is_busy() and status(jobs[0])["state"] == "running", "the last status that could be written"
     monkeypatch.undo()
     assert not jobs[0].is_done()
+
+
+def test_a_script_that_finds_the_disk_full_stops_the_benchmark(suite, monkeypatch):
+    jobs = suite(ppo(), ppo("tiny_envs:Chain-v1"))
+    monkeypatch.setattr(run.Job, "command", lambda job: ["python", "-c", f"raise SystemExit({os.EX_IOERR})"])
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        execute(jobs, parallel=1)
+    assert raised.value.filename == str(jobs[0].folder)
+    assert [job.state for job in jobs] == ["failed", "waiting"]
+
+
+def test_failed_runs_show_in_the_exit_code_though_the_time_is_up(suite, monkeypatch):
+    (job,) = suite(ppo())
+
+    def out_of_time(jobs: list[run.Job], *_: object) -> str:
+        jobs[0].state = "failed"
+        jobs[0].folder.mkdir(parents=True)
+        jobs[0].write_status(["python"])
+        return "the time budget is used up"
+
+    monkeypatch.setattr(run, "execute", out_of_time)
+    assert run.main(run.Args(suite="test", output=str(job.folder.parents[3]))) == 1
 
 
 def test_status_shows_every_state_staleness_and_the_time_left(suite, monkeypatch, capsys):
@@ -357,6 +410,7 @@ def test_a_resumed_run_keeps_the_hash_of_the_algorithm_that_began_it(suite, monk
     execute(longer)
     assert status(longer[0])["state"] == "done" and status(longer[0])["algorithm_sha256"] == begun
     assert status(longer[0])["flags"] == ppo().flags
+    assert longer[0].stale() == "begun for 256 steps, over which its learning rate decayed"
     # a flag that the suite no longer has stays with the run, which keeps its value
     longest = suite(Experiment("ppo", "tiny_envs:Chain-v0", 768, dict(list(ppo().flags.items())[:-1])))
     monkeypatch.setattr(run, "algorithm_sha256", lambda script: "changed meanwhile")
