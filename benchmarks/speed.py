@@ -5,10 +5,7 @@
     pip install stable-baselines3==2.9.2 sb3-contrib==2.9.2  # the peers; without them only our own figures are printed
 
 One thread each, in alternation (ours, theirs, ours, ...), each measurement in a fresh process, on HalfCheetah-v5
-(her_ddpg: FetchPush-v4). Compilation, the first rollouts or updates, evaluation and checkpoints are not counted. Both
-sides use the same networks, batch size, rollout length, normalisation and update ratio. The peers are measured as they
-come, with one environment (sb3), and with the 8 environments that our scripts use (sb3_8_envs). REINFORCE has no peer
-of its own and stands beside their A2C; HER-DDPG's figure is how its time is divided.
+(her_ddpg: FetchPush-v4).
 """
 
 from __future__ import annotations
@@ -30,16 +27,27 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from records import write_atomically
 from run import fail, hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")
 OFF_POLICY = ("ddpg", "td3", "sac")
 LEARNING_STARTS = 304  # off-policy: steps with random actions, inside the warm-up
-WARM_UP = 1_000  # off-policy: steps that are not counted; on-policy scripts take three rollouts of at most 8 192 steps
+WARM_UP = 1_000  # off-policy: steps that are not counted; HER: its first updates follow some episodes
+READING = (
+    "Compilation, the first rollouts or updates, evaluation and checkpoints are not counted.",
+    "Both sides use the same networks, batch size, rollout length in steps, normalisation, and numbers of updates per "
+    "step and of epochs. The peers are measured with one environment, which is their default, and with the 8 "
+    "environments of ours (reinforce: 4).",
+    "reinforce has no peer of its own and stands beside their A2C, which updates more often: every 128 steps, not "
+    "after every four episodes.",
+    "her_ddpg: theirs is DDPG with HerReplayBuffer, which does not normalise observations and moves its targets at "
+    "every update.",
+)
 GUESS = {  # steps/s that set the length of a measurement: ours, theirs
     "reinforce": (8000, 1400), "a2c": (6000, 1400), "trpo": (7000, 2200), "ppo": (6000, 1600),
-    "ddpg": (180, 130), "td3": (150, 110), "sac": (110, 80), "her_ddpg": (600, 0),
+    "ddpg": (180, 130), "td3": (150, 110), "sac": (110, 80), "her_ddpg": (600, 400),
 }  # fmt: skip
 
 
@@ -74,7 +82,7 @@ def task(algorithm: str) -> str:
 
 def warm_up(algorithm: str) -> int:
     """Steps that are not counted."""
-    return WARM_UP if algorithm in OFF_POLICY else 24_576
+    return WARM_UP if algorithm in OFF_POLICY else 4_000 if algorithm == "her_ddpg" else 24_576  # 3 long rollouts
 
 
 def ours(algorithm: str, steps: int, device: str) -> float:
@@ -108,7 +116,7 @@ def sb3_8_envs(algorithm: str, steps: int, device: str) -> float:
 
 
 def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
-    """Steps/s of Stable-Baselines3 with the same networks, batch, rollout length, normalisation and update ratio."""
+    """Steps/s of Stable-Baselines3 with the settings of our script; see READING."""
     import numpy as np
     import stable_baselines3 as peer
     import torch
@@ -135,42 +143,60 @@ def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
     args = script(algorithm).Args()
     if algorithm in ON_POLICY:
         envs = VecNormalize(envs)
-        rollout = (args.num_envs * args.num_steps if hasattr(args, "num_steps") else 40) // num_envs
+        if algorithm == "reinforce":  # beside A2C
+            args = script("a2c").Args()
+        rollout, batch = args.num_envs * args.num_steps // num_envs, args.num_envs * args.num_steps
         if algorithm == "ppo":
-            model = peer.PPO("MlpPolicy", envs, n_steps=rollout, batch_size=64, n_epochs=10, device=device)
+            model = peer.PPO("MlpPolicy", envs, n_steps=rollout, batch_size=batch // args.num_minibatches,
+                             n_epochs=args.update_epochs, device=device)  # fmt: skip
         elif algorithm == "trpo":
             from sb3_contrib import TRPO
 
-            model = TRPO("MlpPolicy", envs, n_steps=rollout, batch_size=125, device=device)
-        else:  # A2C, beside REINFORCE too: as many steps per environment and update as ours
-            model = peer.A2C("MlpPolicy", envs, n_steps=script("a2c").Args().num_steps, device=device)
+            model = TRPO(
+                "MlpPolicy", envs, n_steps=rollout, batch_size=batch // args.num_minibatches, device=device,
+                n_critic_updates=args.update_epochs, cg_max_steps=args.cg_max_steps,
+            )  # fmt: skip
+        else:
+            model = peer.A2C("MlpPolicy", envs, n_steps=rollout, device=device)
+    elif algorithm == "her_ddpg":
+        steps_per_cycle = args.episodes_per_cycle * envs.get_attr("spec")[0].max_episode_steps
+        model = peer.DDPG(
+            "MultiInputPolicy", envs, learning_rate=args.learning_rate, batch_size=args.batch_size, gamma=args.gamma,
+            tau=args.tau, learning_starts=args.learning_starts, train_freq=steps_per_cycle // num_envs,
+            gradient_steps=args.updates_per_cycle, replay_buffer_class=peer.HerReplayBuffer,
+            replay_buffer_kwargs={"n_sampled_goal": args.num_goals, "goal_selection_strategy": args.goal_strategy},
+            action_noise=NormalActionNoise(np.zeros(4), args.exploration_noise * np.ones(4)),
+            policy_kwargs={"net_arch": [256, 256, 256]}, device=device,
+        )  # fmt: skip
     else:
-        own = {"ddpg": {"learning_rate": 1e-3}, "td3": {"learning_rate": 3e-4}, "sac": {}}[algorithm]
-        if algorithm != "sac":
-            own["action_noise"] = NormalActionNoise(np.zeros(6), 0.1 * np.ones(6))
+        own = {"learning_rate": args.learning_rate}
+        if algorithm == "sac":
+            own["ent_coef"] = float(args.alpha)
+        else:
+            own["action_noise"] = NormalActionNoise(np.zeros(6), args.exploration_noise * np.ones(6))
         model = {"ddpg": peer.DDPG, "td3": peer.TD3, "sac": peer.SAC}[algorithm](
-            "MlpPolicy", envs, batch_size=256, learning_starts=LEARNING_STARTS, train_freq=1, gradient_steps=num_envs,
-            policy_kwargs={"net_arch": [256, 256]}, device=device, **own,
+            "MlpPolicy", envs, batch_size=args.batch_size, learning_starts=LEARNING_STARTS, train_freq=1,
+            gradient_steps=num_envs, policy_kwargs={"net_arch": [256, 256]}, device=device, **own,
         )  # fmt: skip
     model.learn(start + steps, callback=Clock())
     (first, t0), (last, t1) = clock
     return (last - first) / (t1 - t0)
 
 
-def her_shares(steps: int, device: str) -> tuple[float, float, float]:
-    """(steps/s, share of the time spent in the environments, share in updates and sampling) of her_ddpg.
+def her_shares(steps: int, device: str) -> tuple[float, float]:
+    """Shares of her_ddpg's time that are spent in the environments, and in updates and sampling.
 
     Counted from the first update on; evaluation and checkpoints are switched off as in `ours`.
     """
     module = script("her_ddpg")
     spent = {"step": 0.0, "update": 0.0}
-    began: list[tuple[int, float]] = []
+    clock: list[float] = []  # when counting began, and the last report
 
     def timed(name: str, function: Any) -> Any:
         def call(self: Any, *arguments: Any) -> Any:
             start = time.perf_counter()
             result = function(self, *arguments)
-            if began:
+            if clock:
                 spent[name] += time.perf_counter() - start
             return result
 
@@ -180,11 +206,9 @@ def her_shares(steps: int, device: str) -> tuple[float, float, float]:
 
     def reported(self: Any, info: dict) -> None:
         report(self, info)
-        if not began and self.envs.steps >= 4_000:
-            began.append((self.envs.steps, time.perf_counter()))
-        clock[:] = [self.envs.steps, time.perf_counter()]
+        if clock or self.envs.steps >= warm_up("her_ddpg"):
+            clock[min(len(clock), 1) :] = [time.perf_counter()]
 
-    clock: list[float] = []
     module.VectorEnvs.step = timed("step", module.VectorEnvs.step)
     module.HER_DDPG.update = timed("update", module.HER_DDPG.update)
     module.HindsightReplay.sample = timed("update", module.HindsightReplay.sample)
@@ -193,9 +217,10 @@ def her_shares(steps: int, device: str) -> tuple[float, float, float]:
         run = module.RunArgs(
             device=device, run_dir=f"{folder}/run", eval_every=10**9, eval_episodes=1, checkpoint_every=10**9
         )
-        module.train(module.Args(env_id=task("her_ddpg"), total_timesteps=(4_000 + steps) // 8 * 8, run=run))
-    seconds = clock[1] - began[0][1]
-    return (clock[0] - began[0][0]) / seconds, spent["step"] / seconds, spent["update"] / seconds
+        total = (warm_up("her_ddpg") + steps) // 8 * 8
+        module.train(module.Args(env_id=task("her_ddpg"), total_timesteps=total, run=run))
+    seconds = clock[1] - clock[0]
+    return spent["step"] / seconds, spent["update"] / seconds
 
 
 def matrix_rate() -> float:
@@ -274,8 +299,10 @@ def check(args: Args) -> None:
     for name in args.algorithms:
         if name not in GUESS:
             fail(f"--algorithms {name} is not one of {', '.join(GUESS)}")
-    if args.repeats < 1 or not args.seconds > 0:
-        fail(f"--repeats {args.repeats} --seconds {args.seconds}: use at least 1 and more than 0")
+    if args.repeats < 1:
+        fail(f"--repeats {args.repeats} is out of range: use at least 1")
+    if not args.seconds > 0:
+        fail(f"--seconds {args.seconds} is out of range: use more than 0")
     if args.output and not os.access(Path(args.output).parent, os.W_OK):
         fail(f"--output {args.output} cannot be written: choose another")
 
@@ -298,21 +325,16 @@ def main(args: Args) -> None:
     say()
     command = " ".join(["python", *sys.argv])
     say(f"`{command}`, commit {commit.strip() or 'unknown'}, {hardware()}, device {args.device}, one thread,")
-    say(f"Python {sys.version.split()[0]}, {versions}. Steps/s: median (each measurement).")
+    say(f"Python {sys.version.split()[0]}, {versions}. Steps/s: median (each measurement of {args.seconds:g} s).")
     say()
     say("| algorithm | task | ours | SB3, 1 env | SB3, 8 envs | ours / SB3 | ours / SB3 with 8 envs |")
     say("|---|---|---|---|---|---|---|")
     notes = []
     for algorithm in args.algorithms:
         if algorithm == "her_ddpg":
-            measured = [fresh(her_shares, int(args.seconds * GUESS[algorithm][0]), args.device)
-                        for _ in range(args.repeats)]  # fmt: skip
-            rate, stepping, updating = (statistics.median(x) for x in zip(*measured, strict=True))
-            listed = ", ".join(f"{m[0]:.0f}" for m in measured)
-            say(f"| {algorithm} | {task(algorithm)} | {rate:.0f} ({listed}) | - | - | - | - |")
+            stepping, updating = fresh(her_shares, int(args.seconds * GUESS[algorithm][0]), args.device)
             notes.append(f"her_ddpg: {stepping:.0%} of the time is spent stepping the environments, {updating:.0%} in "
                          "sampling and updates")  # fmt: skip
-            continue
         before = [fresh(matrix_rate) for _ in range(2)] if algorithm == "td3" else []
         cells, rates = compare(algorithm, args, peer)
         say(f"| {' | '.join(cells)} |")
@@ -325,10 +347,10 @@ def main(args: Args) -> None:
     if args.memory:
         notes.append(f"td3 with a full replay of 1M transitions: {fresh(td3_memory):.0f} MB resident at most")
     say()
-    for note in notes:
+    for note in (*READING, *notes):
         say(f"- {note}")
     if args.output:
-        Path(args.output).write_text("\n".join(lines) + "\n")
+        write_atomically(Path(args.output), "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
