@@ -16,28 +16,30 @@ import numpy as np
 from published import Published, can_compare, compare, number, select
 from records import METRICS, SAME_STEP, count
 from scores import AGGREGATES, Result, aggregates, band, estimate_at, nearest, profile
+from suites import SUITES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 MILESTONES = (100_000, 300_000, 500_000, 1_000_000)
 NEAR_STEP = 0.1  # relative: published curves have points up to 8 % before the milestones; shown with their own step
-ORDER = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac", "her_ddpg")  # of the colours
+VARIANTS = sorted({e.label for suite in SUITES.values() for e in suite if e.variant})
+ORDER = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac", "her_ddpg", *VARIANTS)  # of the colours
 
 
 def rank(label: str) -> int:
-    """Place of an algorithm in legends; variants come last."""
+    """Place of an algorithm or variant in legends; one that is in no suite comes last."""
     return ORDER.index(label) if label in ORDER else len(ORDER)
 
 
 def colour(label: str) -> Any:
-    """An algorithm's colour; all variants have the same."""
-    return plt.get_cmap("tab10")(rank(label))
+    """Colour of an algorithm or variant: ten of them, so that variants of different suites may share one."""
+    return plt.get_cmap("tab10")(rank(label) % 10)
 
 
 def panels(tasks: list[str], results: list[Result]) -> tuple[plt.Figure, dict[str, plt.Axes]]:
     """A figure with one panel per task, and under all of them a legend of the algorithms."""
-    columns = {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
+    columns = 1 if len(tasks) == 1 else 2 if len(tasks) <= 4 else 3
     rows = -(-len(tasks) // columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(5.4 * columns, 3.8 * rows + 0.8), squeeze=False, layout="constrained", facecolor="white"
@@ -89,17 +91,21 @@ def draw_mean(axes: plt.Axes, result: Result, metric: str, against: str) -> None
 def draw_references(axes: plt.Axes, references: list[tuple[Result, Published]]) -> None:
     """Lines at published levels, dashed if from our result's step, else dotted, and their labels right of the panel.
 
-    Labels are moved apart where they would overlap.
+    Labels are moved apart where they would overlap, but not above the panel.
     """
     low, high = axes.get_ylim()
     least = 0.075 * (high - low)
-    height = -np.inf
-    for result, row in sorted(references, key=lambda pair: pair[1].mean):
+    references = sorted(references, key=lambda pair: pair[1].mean)
+    heights: list[float] = []
+    for _, row in references:  # upwards
+        heights.append(max(row.mean, heights[-1] + least if heights else -np.inf))
+    for k in reversed(range(len(heights))):  # and down again from the panel's upper end
+        heights[k] = min(heights[k], heights[k + 1] - least if k + 1 < len(heights) else high)
+    for (result, row), height in zip(references, heights, strict=True):
         label = result.label
         equal = result.total is not None and nearest([row.env_steps], result.total, SAME_STEP) is not None
         style = "--" if equal else ":"
         axes.axhline(row.mean, color=colour(label), linestyle=style, linewidth=1, alpha=0.7)
-        height = max(height + least, row.mean)
         axes.annotate(
             f"{label} {number(row.mean)} ({row.env_version}, {count(row.env_steps)})",
             xy=(1, row.mean), xycoords=("axes fraction", "data"), xytext=(1.02, height),

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 from records import SAME_STEP, count
-from scores import Result, nearest
+from scores import CONFIDENCE, Interval, Result, nearest
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 
@@ -30,11 +31,29 @@ class Published:
     metric: str
     mean: float
     spread: str
+    """Standard deviation over seeds, or "low|high", the 95 % interval of the mean; "" if none is published."""
     spread_kind: str
     seeds: str
     protocol: str
+    caveat: str
+    """What else tells it from ours, of which the protocol is a deterministic evaluation at that step; "" if nothing."""
     source: str
     source_location: str
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of the mean over seeds, from Student's t; only the mean where no spread is published.
+
+        Standard deviations are taken as the sources compute them, with division by the number of seeds.
+        """
+        if not self.spread:
+            return self.mean, self.mean
+        if "|" in self.spread:
+            low, high = map(float, self.spread.split("|"))
+            return low, high
+        freedom = int(self.seeds) - 1
+        half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * float(self.spread) / np.sqrt(freedom)
+        return self.mean - half, self.mean + half
 
 
 def split_env_id(env_id: str) -> tuple[str, str]:
@@ -107,9 +126,9 @@ CHANGES = {  # task -> (version that brought the change, effect on a comparison 
 class Comparison:
     """Our result beside the published ones; any part may be missing (None).
 
-    difference: our mean minus the reference. verdict: "above", "within" or "below" when the published reference lies
-    below, inside or above our 95 % interval of the mean, followed by "(roughly)" or "(caveat)" where `note` says what
-    changed between the versions; or the reason why there is no verdict.
+    difference: our mean minus the reference. verdict: "above" or "below" when our 95 % interval of the mean lies wholly
+    above or below the reference's, else "within"; followed by "(roughly)" or "(caveat)" where `note` says what changed
+    between the versions, and by "(protocol)" where the reference has a caveat; or the reason why there is no verdict.
     """
 
     reference: Published | None
@@ -187,9 +206,10 @@ def compare(result: Result, published: list[Published]) -> Comparison:
         return undecided("our mean is not finite", note=note)
     if ours.mean_interval is None:
         return undecided("1 seed, no interval", difference, note)
-    low, high = ours.mean_interval
-    verdict = "above" if reference.mean < low else "below" if reference.mean > high else "within"
-    return Comparison(reference, headline, difference, verdict + (f" ({effect})" if effect else ""), note)
+    (low, high), (least, most) = ours.mean_interval, reference.interval
+    verdict = "above" if most < low else "below" if least > high else "within"
+    doubts = [effect] * bool(effect) + ["protocol"] * bool(reference.caveat)
+    return Comparison(reference, headline, difference, verdict + (f" ({', '.join(doubts)})" if doubts else ""), note)
 
 
 def anchors(env_ids: set[str], published: list[Published], steps: int = 1_000_000) -> dict[str, tuple[float, float]]:

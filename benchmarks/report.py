@@ -45,7 +45,7 @@ from scores import (
     normalised,
     summarise,
 )
-from suites import REMARKS, TUNING
+from suites import REMARKS, SUITES, TUNING
 
 # ======================================================================================================================
 # 1 Cells
@@ -58,10 +58,14 @@ SUMMARY = [
 EXPLANATION = f"""\
 Ours: a seed's score is its mean return over the episodes of its last evaluation with the deterministic policy, at the
 given step; mean, median and interquartile mean (IQM) over the seeds that finished. CI: 95 % stratified bootstrap
-({RESAMPLES} resamples, rliable); over few seeds it is too narrow. Reference: a published figure evaluated at that step.
-Headline: the best published claim, often a maximum over training. Difference: our mean minus the reference.
-Verdict: we are above, within or below when the reference lies below, inside or above our CI. Stale: the algorithm's
-part of the script (comments and shared blocks aside) or the suite's settings have changed since the result was made."""
+({RESAMPLES} resamples, rliable); over few seeds it is too narrow, and over two or three it is the range of the seeds.
+Reference: the strongest figure found for the algorithm, task and step that was evaluated at that step, ± its standard
+deviation over seeds; its source may differ from step to step. Headline: the best published claim, often a maximum over
+training. Difference: our mean minus the reference. Verdict: we are above or below when our CI lies wholly above or
+below the 95 % interval of the reference's mean (Student's t; without a published deviation the mean itself), else
+within. (roughly), (caveat): the versions differ; (protocol): the protocols do; the notes below the table say how.
+Stale: the algorithm's part of the script (comments and shared blocks aside) or the suite's settings have changed since
+the result was made."""
 
 
 def with_interval(value: float, bounds: Interval | None) -> str:
@@ -70,16 +74,21 @@ def with_interval(value: float, bounds: Interval | None) -> str:
 
 
 def published_text(row: Published | None, ours: int | None, protocol: bool = True) -> str:
-    """A published figure with its step (where it is not ours), version and seeds; on request source and protocol."""
+    """A published figure with its step (where it is not ours), version, seeds and source; on request its protocol."""
     if row is None:
         return "-"
     step = f" at {count(row.env_steps)}"
     if ours is not None and nearest([row.env_steps], ours, SAME_STEP) is not None:
         step = ""
-    details = f"{row.env_version}, {row.seeds or 'unknown'} seed{'' if row.seeds == '1' else 's'}"
+    details = f"{row.env_version}, {row.seeds or 'unknown'} seed{'' if row.seeds == '1' else 's'}, {row.source}"
     if protocol:
-        details += f", {row.source}: {textwrap.shorten(row.protocol, 60, placeholder=' …')}"
-    return f"{'success ' * (row.metric == 'success_rate')}{number(row.mean)}{step} ({details})"
+        details += f": {textwrap.shorten(row.protocol, 60, placeholder=' …')}"
+    mean = number(row.mean)
+    if "|" in row.spread:
+        mean = with_interval(row.mean, row.interval)
+    elif row.spread:
+        mean += f" ± {number(float(row.spread))}"
+    return f"{'success ' * (row.metric == 'success_rate')}{mean}{step} ({details})"
 
 
 def seeds_text(result: Result) -> str:
@@ -145,7 +154,7 @@ def provenance_row(run: Run, total: int | None) -> list[str]:
     versions = run.status.get("versions") or run.session.get("versions") or {}
     script = run.status.get("script_sha256") or run.session.get("script_sha256") or "?"
     platform = ", ".join(filter(None, [run.session.get("platform"), run.session.get("device")]))
-    command = run.status.get("command") or run.session.get("command") or "?"
+    commands = [session["command"] for session in run.config.get("history", []) if session.get("command")]
     return [
         run.env_id,
         run.label,
@@ -156,7 +165,7 @@ def provenance_row(run: Run, total: int | None) -> list[str]:
         ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "?",
         script[:8],
         run.status.get("hardware") or platform or "?",
-        command if isinstance(command, str) else shlex.join(map(str, command)),
+        "; then ".join(shlex.join(map(str, command)) for command in commands) or "?",
     ]
 
 
@@ -183,12 +192,38 @@ def markdown_table(header: list[str], rows: Iterable[Sequence[str]], folded: int
     return "\n".join(lines) + "\n"
 
 
-def render_summary(results: list[Result], published: list[Published]) -> str:
-    """The summary table and, under it, what changed between the versions compared."""
+def coverage(suite: str, results: list[Result]) -> str:
+    """How much of the suite has been run, and what has not; "" if all has."""
+    planned = {(e.label, e.env_id) for e in SUITES.get(suite, [])}
+    missing = planned - {(result.label, result.env_id) for result in results}
+    if not missing:
+        return ""
+    labels = {env_id: {label for label, task in planned if task == env_id} for _, env_id in planned}
+    whole = sorted(env_id for env_id in labels if all((label, env_id) in missing for label in labels[env_id]))
+    parts = [f"nothing on {', '.join(whole)}"] * bool(whole)
+    for label in sorted({label for label, _ in missing}, key=plots.rank):
+        tasks = sorted(env_id for name, env_id in missing if name == label and env_id not in whole)
+        parts += [f"no {label} on {', '.join(tasks)}"] * bool(tasks)
+    return f"{len(planned) - len(missing)} of the suite's {len(planned)} rows have been run: {'; '.join(parts)}."
+
+
+def render_summary(suite: str, results: list[Result], published: list[Published], brief: bool = False) -> str:
+    """The summary table; under it what is missing and how the versions and protocols that are compared differ.
+
+    A `brief` one has neither medians and interquartile means nor protocols.
+    """
     comparisons = [compare(result, published) for result in results]
-    text = markdown_table(SUMMARY, map(summary_row, results, comparisons))
-    notes = sorted({comparison.note for comparison in comparisons if comparison.note})
-    return text + "".join(["\nVersions:\n\n", *(f"- {note}\n" for note in notes)] if notes else [])
+    kept = [i for i, name in enumerate(SUMMARY) if not (brief and name.startswith(("ours: median", "ours: IQM")))]
+    rows = [summary_row(*pair, protocol=not brief) for pair in zip(results, comparisons, strict=True)]
+    text = markdown_table([SUMMARY[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    if missing := coverage(suite, results):
+        text += f"\n{missing}\n"
+    notes = {comparison.note for comparison in comparisons if comparison.note}
+    references = [comparison.reference for comparison in comparisons if comparison.reference]
+    for key in {(row.source, row.caveat) for row in references if row.caveat}:
+        algorithms = {row.algorithm for row in references if (row.source, row.caveat) == key}
+        notes.add(f"{key[0]}, {', '.join(sorted(algorithms))}: {key[1]}")
+    return text + "".join(["\nNotes:\n\n", *(f"- {note}\n" for note in sorted(notes))] if notes else [])
 
 
 def render_aggregates(results: list[Result], published: list[Published]) -> str:
@@ -227,7 +262,7 @@ def render_aggregates(results: list[Result], published: list[Published]) -> str:
 
 def render_report(suite: str, results: list[Result], published: list[Published], pictures: list[str]) -> str:
     """The text of report.md; `pictures` are the names of those drawn."""
-    parts = [f"# Results of suite {suite}\n", EXPLANATION + "\n", render_summary(results, published)]
+    parts = [f"# Results of suite {suite}\n", EXPLANATION + "\n", render_summary(suite, results, published)]
     remarks = [
         f"- {result.label} on {result.env_id}: {REMARKS[result.label, result.env_id]}\n"
         for result in results if (result.label, result.env_id) in REMARKS and suite != "quick"
@@ -338,9 +373,11 @@ def report(options: Options, suite: str) -> None:
         pictures = draw(folder, results, published)
         write_atomically(folder / "report.md", render_report(suite, results, published, pictures))
         if parts:
-            write_atomically(options.readme, f"\n\n{render_summary(results, published)}\n".join(parts))
+            summary = render_summary(suite, results, published, brief=True)
+            write_atomically(options.readme, f"\n\n{summary}\n".join(parts))
     except OSError as error:
-        raise InputError(f"cannot write {error.filename} ({error.strerror}): free it or copy the runs") from error
+        where = error.filename or folder  # a failed write has no name
+        raise InputError(f"cannot write {where} ({error.strerror}): free it or copy the runs") from error
     Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(suite, results, published))
     print(folder / "report.md", *(folder / f"{name}.png" for name in pictures), sep="\n")
 
@@ -358,7 +395,7 @@ def main() -> int:
         for suite in suites:
             report(options, suite)
     except InputError as error:
-        print(f"report.py: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -15,7 +15,8 @@ def make_run(root, algorithm="td3", env_id="HalfCheetah-v5", seed=1, total=1000,
     """A run folder; evaluations maps step -> episode returns, or pairs of return and success; status None: no file."""
     folder = root / algorithm / env_id / str(seed)
     folder.mkdir(parents=True)
-    history = [{"versions": {"torch": "2.13.0"}, "script_sha256": SHA, "platform": "Linux", "device": "cpu"}]
+    session = {"versions": {"torch": "2.13.0"}, "script_sha256": SHA, "platform": "Linux", "device": "cpu"}
+    history = [session | {"command": ["python", "td3.py"]}]
     settings = {"env_id": env_id, "seed": seed, "total_timesteps": total}
     config = {"algorithm": algorithm, "args": settings, "history": history}
     (folder / "config.json").write_text(json.dumps(config))
@@ -35,10 +36,12 @@ def make_run(root, algorithm="td3", env_id="HalfCheetah-v5", seed=1, total=1000,
     return folder
 
 
-def published_row(mean, kind="reference", task="HalfCheetah", env_version="v5", env_steps=1000, metric="return"):
+def published_row(
+    mean, kind="reference", task="HalfCheetah", env_version="v5", env_steps=1000, metric="return", spread="", caveat=""
+):
     return published.Published(
-        kind, "td3", task, env_version, env_steps, metric, mean, "", "", "10", "evaluation at that step",
-        "source", "table 1",
+        kind, "td3", task, env_version, env_steps, metric, mean, spread, "std over seeds" * bool(spread), "10",
+        "evaluation at that step", caveat, "source", "table 1",
     )  # fmt: skip
 
 

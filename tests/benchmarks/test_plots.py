@@ -7,6 +7,7 @@ import pytest
 import records
 import scores
 from fake_runs import make_run, published_row
+from suites import SUITES
 
 
 @pytest.fixture
@@ -66,11 +67,12 @@ def test_labels_of_published_levels_do_not_overlap_and_lines_tell_whether_steps_
     (result,) = scores.summarise(records.load_runs(tmp_path, "s"))
     _, axes = plt.subplots()
     axes.set_ylim(0, 100)
-    rows = [published_row(50.0, env_steps=1000), published_row(50.5, env_steps=500)]
+    rows = [
+        published_row(mean, env_steps=steps) for mean, steps in ((50.0, 1000), (50.5, 500), (98.0, 500), (99.0, 500))
+    ]
     plots.draw_references(axes, [(result, row) for row in rows])
-    low, high = sorted(text.xyann[1] for text in axes.texts)
-    assert high - low >= 5
-    assert [line.get_linestyle() for line in axes.lines] == ["--", ":"]
+    assert [text.xyann[1] for text in axes.texts] == pytest.approx([50, 57.5, 92.5, 100])
+    assert [line.get_linestyle() for line in axes.lines] == ["--", ":", ":", ":"]
     plt.close("all")
 
 
@@ -116,6 +118,20 @@ def test_aggregates_show_every_algorithm_and_its_profile(figures, tmp_path):
     td3 = profiles.lines[0]
     assert td3.get_ydata()[0] == 0.75  # of the scores 0, 0.5, 1, 1.5, three are above 0
     assert len(profiles.collections) == 2
+
+
+def test_the_algorithms_and_variants_of_a_suite_differ_in_colour():
+    for name, members in SUITES.items():
+        labels = {e.label for e in members}
+        assert len({plots.colour(label) for label in labels}) == len(labels), name
+
+
+@pytest.mark.parametrize("width", [5.4, 16])
+def test_titles_fit_their_pictures(tmp_path, width):
+    figure = plt.figure(figsize=(width, 4))
+    plots.save(figure, tmp_path / "picture.png", "Mean over seeds with its interval " * 4)
+    box = figure._suptitle.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.get_window_extent().x1
 
 
 def test_every_picture_is_written_as_png(results, tmp_path):

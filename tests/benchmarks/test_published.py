@@ -24,6 +24,41 @@ def test_verdict_and_sign_of_the_difference(tmp_path, reference, difference, ver
     assert report.summary_row(result, comparison)[-2] == f"{difference:+.{1 if abs(difference) >= 10 else 2}f}"
 
 
+@pytest.mark.parametrize(
+    ("spread", "low", "high"),
+    [("", 50, 50), ("45|60", 45, 60), ("12", 50 - 2.26216 * 12 / 3, 50 + 2.26216 * 12 / 3), ("0.00", 50, 50)],
+)
+def test_interval_of_a_published_mean(spread, low, high):
+    """Ten seeds: Student's t with 9 degrees of freedom is 2.26216 at 97.5 %, and sqrt(10 - 1) is 3."""
+    assert published_row(50.0, spread=spread).interval == pytest.approx((low, high), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reference", "spread", "verdict"),
+    [
+        (98.0, "", "above"),
+        (98.0, "2", "above"),  # up to 99.51
+        (98.0, "3", "within"),  # up to 100.26
+        (130.0, "13", "below"),  # down from 120.20
+        (130.0, "14", "within"),  # down from 119.44
+        (130.0, "121|140", "below"),
+        (130.0, "119|140", "within"),
+        (110.0, "1", "within"),
+    ],
+)
+def test_the_published_uncertainty_counts(tmp_path, reference, spread, verdict):
+    result = three_seeds(tmp_path / "s")  # interval [100, 120]
+    assert published.compare(result, [published_row(reference, spread=spread)]).verdict == verdict
+
+
+def test_a_protocol_that_differs_is_told(tmp_path):
+    result = three_seeds(tmp_path / "s", env_id="Hopper-v5")
+    rows = [published_row(10.0, task="Hopper", env_version="v4", caveat="actions are sampled", spread="2.5")]
+    assert published.compare(result, rows).verdict == "above (roughly, protocol)"
+    text = report.render_summary("s", [result], rows)
+    assert "- source, td3: actions are sampled\n" in text and "| 10.0 ± 2.50 (v4, 10 seeds, source" in text
+
+
 def test_reference_at_our_step_is_preferred(tmp_path):
     result = three_seeds(tmp_path / "s", total=300_000)
     rows = [published_row(s / 1000, env_steps=s) for s in (100_000, 294_912, 1_000_000)]
@@ -112,7 +147,7 @@ def test_versions_in_the_verdict(tmp_path, task, verdict, change):
     comparison = published.compare(result, [published_row(10.0, task=task, env_version="v4")])
     assert comparison.verdict == verdict
     assert change in comparison.note and comparison.note in report.render_summary(
-        [result], [published_row(10.0, task=task, env_version="v4")]
+        "s", [result], [published_row(10.0, task=task, env_version="v4")]
     )
     assert (comparison.difference is None) == (task == "Ant")
 
@@ -141,6 +176,9 @@ def test_published_rows_are_complete_and_unique():
         assert row.protocol and row.source and row.source_location, row
         assert bool(row.spread) == bool(row.spread_kind), row
         assert all(np.isfinite(float(number)) for number in row.spread.split("|") if row.spread), row
+        assert not row.spread or int(row.seeds) > 1, row
+        sampled = row.source.startswith("tianshou") and row.algorithm in ("reinforce", "a2c", "trpo", "ppo")
+        assert sampled == ("sample the actions" in row.caveat), row
     keys = [(row.kind, row.algorithm, row.task, row.env_steps) for row in rows]
     assert len(set(keys)) == len(keys)
     order = [(row.algorithm, row.task, row.kind != "reference", row.env_steps) for row in rows]

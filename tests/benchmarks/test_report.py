@@ -1,6 +1,7 @@
 """benchmarks/report.py: tables, README, and that what is committed is what the runs give."""
 
 import csv
+import json
 import re
 import shutil
 import stat
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import records
 import report
+import scores
 from fake_runs import make_run, published_row, result_of, three_seeds
+from suites import SUITES, experiments
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("report.md", "curves.png", "wallclock.png")
@@ -47,6 +50,27 @@ def test_provenance(tmp_path):
     assert line.endswith("<details><summary>show</summary><code>python td3.py</code></details> |")
 
 
+def test_a_resumed_run_shows_all_its_commands(tmp_path):
+    folder = make_run(tmp_path / "s")
+    config = json.loads((folder / "config.json").read_text())
+    config["history"].append({"command": ["python", "td3.py", "--resume", "a folder"]})
+    (folder / "config.json").write_text(json.dumps(config))
+    (run,) = records.load_runs(tmp_path, "s")
+    assert report.provenance_row(run, 1000)[-1] == "python td3.py; then python td3.py --resume 'a folder'"
+
+
+def test_what_has_not_been_run_is_told(tmp_path, monkeypatch):
+    tasks = ("Ant-v5", "Hopper-v5", "Swimmer-v5")
+    planned = [*experiments("sac", tasks, 1000), *experiments("td3", tasks[:2], 1000)]
+    monkeypatch.setitem(SUITES, "s", planned)
+    make_run(tmp_path / "s", "sac", "Hopper-v5")
+    results = scores.summarise(records.load_runs(tmp_path, "s"))
+    text = "1 of the suite's 5 rows have been run: nothing on Ant-v5, Swimmer-v5; no td3 on Hopper-v5."
+    assert report.coverage("s", results) == text and f"\n{text}\n" in report.render_summary("s", results, [])
+    monkeypatch.setitem(SUITES, "s", planned[1:2])
+    assert report.coverage("s", results) == report.coverage("unknown", results) == ""
+
+
 def test_report_is_deterministic_and_replaces_the_readme_table(tmp_path):
     three_seeds(tmp_path / "s")
     make_run(tmp_path / "s", algorithm="ppo", env_id="Hopper-v5", state="failed", exit_code=1, stderr_tail="boom")
@@ -67,8 +91,10 @@ def test_report_is_deterministic_and_replaces_the_readme_table(tmp_path):
     head, table = text.split("<!-- results:s -->")
     assert head == "top\n<!-- results:other -->\nkept\n<!-- /results -->\n"
     assert table.endswith("<!-- /results -->\nend\n") and "old" not in table
-    row = "| HalfCheetah-v5 | td3 | 1k | 3 seeds |" + " 110.0 [100.0, 120.0] |" * 3 + " "
-    assert re.search(re.escape(row) + r"[0-9.]+ at 100k \(v1, 10 seeds", table)
+    row, value = "| HalfCheetah-v5 | td3 | 1k | 3 seeds |", " 110.0 [100.0, 120.0] |"
+    reference = r" [0-9.]+ ± [0-9.]+ at 100k \(v1, 10 seeds"
+    assert re.search(re.escape(row + value) + reference, table)
+    assert re.search(re.escape(row + 3 * value) + reference, (tmp_path / "s" / "report.md").read_text())
     assert "| 0 of 1 seeds; seed 1 failed: exit 1 |" in table
     assert stat.S_IMODE(readme.stat().st_mode) == 0o640
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "s"]
@@ -84,7 +110,7 @@ def test_readme_without_markers(tmp_path, capsys, monkeypatch, text):
     options = ["report.py", "--results", str(tmp_path), "--suite", "s", "--readme", str(readme)]
     monkeypatch.setattr(sys, "argv", options)
     assert report.main() == 2
-    assert re.fullmatch(r"report\.py: .*README\.md has no markers .*: add both.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: .*README\.md has no markers .*: add both.*\n", capsys.readouterr().err)
     assert readme.read_text() == text
 
 

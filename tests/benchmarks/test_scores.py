@@ -54,6 +54,7 @@ def test_intervals_are_reproducible_and_leave_the_global_generator_alone():
     np.random.seed(1)
     assert np.random.random() == drawn
     np.random.seed(2)
+    scores.cached_estimate.cache_clear()
     assert scores.estimate(values) == first
 
 
@@ -117,6 +118,23 @@ def test_probability_of_improvement(x, y, probability):
     assert chance == pytest.approx(probability) and low <= chance <= high
     assert scores.improvement(y, x)[0] == pytest.approx(1 - probability)
     assert metrics.probability_of_improvement(x, y) == pytest.approx(probability)
+
+
+def test_scores_across_tasks_are_reproducible():
+    rng = np.random.default_rng(0)
+    x, y, curves = rng.normal(size=(4, 3)), rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
+
+    def drawn() -> np.ndarray:
+        _, of_profile = scores.profile(x, np.linspace(-1, 1, 5))
+        return np.concatenate([
+            scores.aggregates(x)[1].ravel(), of_profile.ravel(), scores.band(curves).ravel(),
+            scores.improvement(x, y)[1],
+        ])  # fmt: skip
+
+    np.random.seed(1)
+    first = drawn()
+    np.random.seed(2)
+    np.testing.assert_array_equal(drawn(), first)
 
 
 def test_normalised_scores(tmp_path):
