@@ -66,11 +66,6 @@ class Run:
     """Why the result is not what today's script and suite would give; None if nothing is known against it."""
 
     @property
-    def algorithm(self) -> str:
-        """The script; a variant's label says more."""
-        return self.config.get("algorithm", self.label)
-
-    @property
     def total(self) -> int | None:
         """Environment steps the run was meant to take, None if unknown."""
         return self.config.get("args", {}).get("total_timesteps") or self.status.get("total_timesteps")

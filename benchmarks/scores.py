@@ -105,11 +105,6 @@ class Result:
     scored: list[Run]
     estimates: dict[str, Estimate]
 
-    @property
-    def algorithm(self) -> str:
-        """The script of a variant."""
-        return self.runs[0].algorithm
-
 
 def summarise(runs: list[Run]) -> list[Result]:
     """Runs -> one result per environment and label; a run with fewer steps than the longest does not count."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -139,6 +140,8 @@ def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
                     clock.append((self.num_timesteps, time.perf_counter()))
             return True
 
+    if algorithm == "her_ddpg":
+        importlib.import_module("gymnasium_robotics")  # registers the Fetch tasks
     envs = make_vec_env(task(algorithm), n_envs=num_envs)
     args = script(algorithm).Args()
     if algorithm in ON_POLICY:
