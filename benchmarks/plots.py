@@ -23,17 +23,21 @@ import matplotlib.pyplot as plt
 
 MILESTONES = (100_000, 300_000, 500_000, 1_000_000)
 NEAR_STEP = 0.1  # relative: published curves have points up to 8 % before the milestones; shown with their own step
-VARIANTS = sorted({e.label for suite in SUITES.values() for e in suite if e.variant})
-ORDER = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac", "her_ddpg", *VARIANTS)  # of the colours
+ORDER = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac", "her_ddpg")  # of the colours
+PLACE = {label: k for k, label in enumerate(ORDER)} | {
+    label: len(ORDER) + k  # within its suite
+    for suite in SUITES.values()
+    for k, label in enumerate(dict.fromkeys(e.label for e in suite if e.variant))
+}
 
 
 def rank(label: str) -> int:
-    """Place of an algorithm or variant in legends; one that is in no suite comes last."""
-    return ORDER.index(label) if label in ORDER else len(ORDER)
+    """Place of an algorithm in legends; the variants of a suite follow."""
+    return PLACE.get(label, len(ORDER))
 
 
 def colour(label: str) -> Any:
-    """Colour of an algorithm or variant: ten of them, so that variants of different suites may share one."""
+    """Colour of an algorithm or variant; ten of them, so that variants of different suites share theirs."""
     return plt.get_cmap("tab10")(rank(label) % 10)
 
 

@@ -232,7 +232,7 @@ def staleness(status: dict[str, Any], algorithm: str, planned: list[Experiment])
     if status.get("algorithm_sha256") != algorithm_sha256(ROOT / "algorithms" / f"{algorithm}.py"):
         return f"{algorithm}.py has changed since"
     total = status.get("total_timesteps")
-    begun_for = status.get("begun_for", total)
+    begun_for = status.get("begun_for") or total
     if begun_for != total and algorithm in ON_POLICY:
         return f"begun for {count(begun_for)} steps, over which its learning rate decayed"
     recorded = status.get("flags"), total

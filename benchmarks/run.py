@@ -168,7 +168,7 @@ class Job:
         """Ask the process that an earlier harness left in the folder to save and end; False if it is not known."""
         pid = str(read_json(self.folder / "status.json").get("pid"))
         shown = subprocess.run(["ps", "-ww", "-p", pid, "-o", "args="], capture_output=True, text=True)
-        if f" {self.folder}" not in shown.stdout.rstrip():  # the number has gone to another process
+        if not shown.stdout.rstrip().endswith(f" {self.folder}"):  # the number has gone to another process
             return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGTERM)
@@ -408,8 +408,8 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
                 while startable and len(running) + len(survivors) < parallel and not reasons:
                     job = startable.pop(0)
                     waiting.remove(job)
-                    job.start()
                     running.append(job)
+                    job.start()
                     announce(console, job)
                 for job in running if reasons else []:
                     if not job.told_to_stop:  # it was just being started, or time is up
@@ -428,9 +428,10 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
                     shown = time.monotonic()
                 time.sleep(0.5)
     except OSError:
-        for job in running:
+        begun = [job for job in running if job.process]
+        for job in begun:
             job.stop()
-        for job in running:
+        for job in begun:
             job.process.wait()
         raise
     return reasons[0] if reasons else ""

@@ -97,6 +97,21 @@ SUITES: dict[str, list[Experiment]] = {
         *experiments("her_ddpg", ("FetchPush-v4",), 1_000_000, variant="no-her", eval_every="50000"),
         *experiments("her_ddpg", ("FetchPickAndPlace-v4", "FetchSlide-v4"), 4_000_000, eval_every="100000"),
     ],
+    # Whether A2C and TRPO lose what they have learned on InvertedDoublePendulum for the causes supposed in REMARKS; on
+    # tuning seeds (--first-seed 11).
+    "pendulum": [
+        *experiments("a2c", ("InvertedDoublePendulum-v5",), 1_000_000, eval_every="50000"),
+        *experiments("a2c", ("InvertedDoublePendulum-v5",), 1_000_000, variant="no-norm-adv", eval_every="50000"),
+        *experiments("trpo", ("InvertedDoublePendulum-v5",), 1_000_000, eval_every="50000"),
+        Experiment(
+            "trpo",
+            "InvertedDoublePendulum-v5",
+            1_000_000,
+            {"eval-every": "50000", "max-kl": "0.001"},
+            "trial: steps a tenth as large in KL divergence",
+            "small-kl",
+        ),
+    ],
     # Why TD3 starts more slowly than the published curve, which its authors made with the paper's settings; on tuning
     # seeds (--first-seed 11).
     "td3-start": [

@@ -153,7 +153,12 @@ def test_a_change_of_the_suites_settings_makes_a_result_stale():
             "the suite's settings have changed since" if stale else None
         )
     assert records.staleness(status, "td3", []) is None
-    assert records.staleness(status | {"begun_for": 500}, "td3", []) is None, "nothing in it depends on the length"
+    for begun_for in (500, None):  # td3 does not depend on a run's length, and older results do not tell
+        assert records.staleness(status | {"begun_for": begun_for}, "td3", []) is None
+    of_ppo = {"algorithm_sha256": records.algorithm_sha256(records.ROOT / "algorithms" / "ppo.py")}
+    for begun_for, stale in ((500, True), (1000, False), (None, False)):
+        found = records.staleness(status | of_ppo | {"begun_for": begun_for}, "ppo", [])
+        assert found == ("begun for 500 steps, over which its learning rate decayed" if stale else None)
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------

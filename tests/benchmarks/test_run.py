@@ -340,6 +340,8 @@ def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(sui
     where = jobs[0].folder.parents[2]
     assert error == f"error: No space left on device: {where}; put it right, and the same command continues\n"
     assert not jobs[0].is_busy() and status(jobs[0])["state"] == "running", "the last status that could be written"
+    left = subprocess.run(["ps", "-ww", "-A", "-o", "args="], capture_output=True, text=True).stdout
+    assert str(jobs[0].folder) not in left, "its process is gone"
     monkeypatch.undo()
     assert not jobs[0].is_done()
 
