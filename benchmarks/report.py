@@ -264,8 +264,8 @@ def render_report(suite: str, results: list[Result], published: list[Published],
     """The text of report.md; `pictures` are the names of those drawn."""
     parts = [f"# Results of suite {suite}\n", EXPLANATION + "\n", render_summary(suite, results, published)]
     remarks = [
-        f"- {result.label} on {result.env_id}: {REMARKS[result.label, result.env_id]}\n"
-        for result in results if (result.label, result.env_id) in REMARKS and suite != "quick"
+        f"- {result.label} on {result.env_id}: {REMARKS[suite, result.label, result.env_id]}\n"
+        for result in results if (suite, result.label, result.env_id) in REMARKS
     ]  # fmt: skip
     if remarks:
         parts += ["## Remarks\n", "".join(remarks)]
@@ -275,7 +275,7 @@ def render_report(suite: str, results: list[Result], published: list[Published],
         rows = [[run.env_id, run.label, run.seed, trouble, run.last_error()] for run, trouble in troubled]
         parts += ["## Runs that do not count\n", markdown_table(header, rows)]
     seeds = sorted({run.seed for run, _ in runs}, key=int)
-    parts.append(f"Settings were tuned on {TUNING}. Reported: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}.\n")
+    parts.append(f"Settings were tuned on {TUNING}. Seed{'s' * (len(seeds) > 1)} of this report: {', '.join(seeds)}.\n")
     parts.append("## On the way\n")
     parts.append(
         "Mean return [95 % CI] (success rate where that is what is published) of the seeds above at their evaluation "

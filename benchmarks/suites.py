@@ -148,31 +148,33 @@ TUNING = (
 )
 """Seeds and tasks on which trial runs were made while defaults were chosen."""
 
-REMARKS: dict[tuple[str, str], str] = {
-    ("trpo", "InvertedDoublePendulum-v5"): (
+REMARKS: dict[tuple[str, str, str], str] = {
+    ("mujoco", "trpo", "InvertedDoublePendulum-v5"): (
         "learned within the first evaluations and lost again, like the published curve (see On the way). "
         "Supposed cause, not tried: every step has the same KL divergence however small the advantages are, and those "
         "of a nearly perfect policy are mostly noise"
     ),
-    ("a2c", "InvertedDoublePendulum-v5"): (
+    ("mujoco", "a2c", "InvertedDoublePendulum-v5"): (
         "learned, and lost now and then. Supposed cause, not tried: the advantages are standardised, so that the noise "
         "in those of a nearly perfect policy moves it as far as a signal would"
     ),
-    ("a2c", "Hopper-v5"): "no seed ends far above what standing still for a whole episode earns; cause not known",
-    ("td3", "HalfCheetah-v5"): (
+    ("mujoco", "a2c", "Hopper-v5"): (
+        "no seed ends far above what standing still for a whole episode earns; cause not known"
+    ),
+    ("mujoco", "td3", "HalfCheetah-v5"): (
         "one seed does not tell whether it is worse. Whether it costs something at the start that 8 environments are "
         "stepped between updates, not 1, is not known"
     ),
-    ("ddpg", "Hopper-v5"): (
+    ("mujoco", "ddpg", "Hopper-v5"): (
         "it rises and falls from one evaluation to the next, so that the last one alone says little (see Curves)"
     ),
-    ("her_ddpg", "FetchPush-v4"): (
+    ("fetch", "her_ddpg", "FetchPush-v4"): (
         "begun for 2M steps and cut to 1M when it had reached its plateau, so that the length was chosen on the seed "
         "that is reported"
     ),
-    ("her_ddpg-no-her", "FetchReach-v4"): (
+    ("fetch", "her_ddpg-no-her", "FetchReach-v4"): (
         "learns it too, only later (see Curves), since random actions now and then reach a goal. The returns at the "
         "end are equal because both reach the same goals in the same few steps"
     ),
 }
-"""(label, task) -> what to know of a result (quick ones aside), above all why it is below the published one."""
+"""(suite, label, task) -> what to know of a result, above all why it is below the published one."""

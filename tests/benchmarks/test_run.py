@@ -19,7 +19,7 @@ from published import load_published, split_env_id
 from records import SAME_STEP
 from rich.console import Console
 from scores import nearest
-from suites import SUITES, Experiment, experiments
+from suites import REMARKS, SUITES, Experiment, experiments
 
 ROOT = Path(run.__file__).resolve().parent.parent
 
@@ -176,6 +176,8 @@ def test_every_suite_evaluates_often_enough_and_gives_reasons():
             assert int(e.flags.get("eval-every", 20_000)) * 20 <= e.total_timesteps
             measured = {"eval-every", "no-compile"}  # how it is measured and executed, not what is learned
             assert e.reason or not set(e.flags) - measured, f"{name}: {e} needs a reason"
+    planned = {(name, e.label, e.env_id) for name, members in SUITES.items() for e in members}
+    assert not REMARKS.keys() - planned, "remarks on what is in no suite"
 
 
 def test_a_run_that_outlived_its_harness_counts_as_done(suite):
