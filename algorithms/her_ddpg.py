@@ -642,7 +642,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     except (gym.error.Error, ImportError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         remedy = "`gymnasium.pprint_registry()` lists what there is"
-        if isinstance(error, ImportError) and name not in gym.registry:
+        if isinstance(error, ModuleNotFoundError):
             remedy = "install it or run from the folder that holds it"
         raise UserError(f"--env-id {env_id}: {reason}; {remedy}") from error
     space = env.observation_space
