@@ -149,8 +149,8 @@ TUNING = (
 
 REMARKS: dict[tuple[str, str, str], str] = {
     ("mujoco", "trpo", "InvertedDoublePendulum-v5"): (
-        "learned within the first evaluations and lost again, like the published curve (see On the way). On both tuning "
-        "seeds steps a tenth as large in KL divergence end higher, yet they lose some of it too (suite pendulum)"
+        "learned within the first evaluations and lost again, like the published curve (see On the way). On both "
+        "tuning seeds steps a tenth as large in KL divergence end higher, yet they lose some of it too (suite pendulum)"
     ),
     ("mujoco", "a2c", "InvertedDoublePendulum-v5"): (
         "learned, and lost now and then; cause not known. Advantages that are not standardised keep it on one tuning "
