@@ -167,7 +167,10 @@ class Job:
     def stop_survivor(self) -> bool:
         """Ask the process that an earlier harness left in the folder to save and end; False if it is not known."""
         pid = str(read_json(self.folder / "status.json").get("pid"))
-        shown = subprocess.run(["ps", "-ww", "-p", pid, "-o", "args="], capture_output=True, text=True)
+        try:
+            shown = subprocess.run(["ps", "-ww", "-p", pid, "-o", "args="], capture_output=True, text=True)
+        except FileNotFoundError:  # a container without ps
+            return False
         if not shown.stdout.rstrip().endswith(f" {self.folder}"):  # the number has gone to another process
             return False
         with contextlib.suppress(ProcessLookupError):
@@ -386,7 +389,7 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
         for job in running:
             job.stop()
         for job in survivors:
-            job.told_to_stop = False  # so that they are asked (again) below
+            job.told_to_stop = job.stop_survivor()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it on purpose

@@ -111,8 +111,8 @@ SUITES: dict[str, list[Experiment]] = {
             "small-kl",
         ),
     ],
-    # Why TD3 starts more slowly than the published curve, which its authors made with the paper's settings; on tuning
-    # seeds (--first-seed 11).
+    # Whether the 8 environments or the settings make TD3 start more slowly than the published curve; on tuning seeds
+    # (--first-seed 11).
     "td3-start": [
         Experiment("td3", "HalfCheetah-v5", 100_000, {"eval-every": "5000"}),
         Experiment(
@@ -153,8 +153,8 @@ REMARKS: dict[tuple[str, str, str], str] = {
         "tuning seeds steps a tenth as large in KL divergence end higher, yet they lose some of it too (suite pendulum)"
     ),
     ("mujoco", "a2c", "InvertedDoublePendulum-v5"): (
-        "learned, and lost now and then; cause not known. Advantages that are not standardised keep it on one tuning "
-        "seed and not on the other (suite pendulum)"
+        "learned, and lost now and then; cause not known. With advantages that are not standardised one tuning seed "
+        "ends with it and the other without (suite pendulum)"
     ),
     ("mujoco", "a2c", "Hopper-v5"): (
         "no seed ends far above what standing still for a whole episode earns; cause not known"

@@ -299,7 +299,7 @@ def test_a_killed_harness_and_a_killed_run_are_continued(tmp_path):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_a_run_that_outlived_its_harness_is_stopped_like_the_others(suite):
+def test_a_run_that_outlived_its_harness_is_stopped_like_the_others(suite, monkeypatch):
     (left,) = suite(ppo(steps=10**6))
     left.start()
     try:
@@ -322,6 +322,8 @@ def test_a_run_that_outlived_its_harness_is_stopped_like_the_others(suite):
     del content["pid"]
     path.write_text(json.dumps(content))
     assert not job.stop_survivor()
+    monkeypatch.setenv("PATH", "")
+    assert not job.stop_survivor(), "where there is no ps"
 
 
 def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(suite, monkeypatch, capsys):
