@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -49,9 +50,14 @@ def status(job: run.Job) -> dict:
 
 
 def execute(jobs: list[run.Job], parallel: int = 2, hours: float | None = None) -> str:
-    with open(os.devnull, "w") as out:
-        console = Console(file=out, record=True, width=200)
-        stopped = run.execute(jobs, parallel, console, hours)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with open(os.devnull, "w") as out:
+            console = Console(file=out, record=True, width=200)
+            stopped = run.execute(jobs, parallel, console, hours)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return stopped + console.export_text()
 
 
@@ -299,7 +305,8 @@ def test_a_killed_harness_and_a_killed_run_are_continued(tmp_path):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_a_run_that_outlived_its_harness_is_stopped_like_the_others(suite, monkeypatch):
+@pytest.mark.parametrize("by", ["the time budget", "interrupted"])
+def test_a_run_that_outlived_its_harness_is_stopped_like_the_others(suite, monkeypatch, by):
     (left,) = suite(ppo(steps=10**6))
     left.start()
     try:
@@ -309,9 +316,12 @@ def test_a_run_that_outlived_its_harness_is_stopped_like_the_others(suite, monke
             time.sleep(0.1)
         assert left.is_busy()
         (job,) = suite(ppo(steps=10**6))
-        text = execute([job], hours=2 / 3600)
-        assert "the time budget is used up" in text and "earlier start" in text
+        if by == "interrupted":
+            threading.Timer(2, signal.raise_signal, [signal.SIGINT]).start()
+        text = execute([job], hours=2 / 3600 if by == "the time budget" else None)
+        assert text.startswith(by) and "earlier start" in text
         assert not job.is_busy() and job.state == "waiting"
+        assert left.process.wait(60) != 0 and (job.folder / "checkpoint.pt").exists()
     finally:
         left.process.kill()
         left.process.wait()
