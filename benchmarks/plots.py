@@ -172,7 +172,12 @@ def draw_wallclock(path: Path, results: list[Result]) -> None:
             axes.set_xlabel("wall-clock time of a run (minutes, logarithmic)")
     names = {run.status.get("hardware", "unknown") for result in results for run in result.scored}
     hardware = sorted({name.removesuffix(", device cpu") for name in names})
-    save(figure, path, f"Mean over seeds against the mean time of a run, one thread each, on {' and '.join(hardware)}")
+    save(
+        figure,
+        path,
+        f"Mean over seeds against the mean time of a run, one thread each, on {' and '.join(hardware)}; "
+        "runs that share a machine slow each other down",
+    )
 
 
 def draw_milestones(path: Path, results: list[Result], published: list[Published]) -> bool:

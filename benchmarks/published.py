@@ -1,7 +1,12 @@
 """Published returns, and how ours compare with them.
 
-published.csv holds one figure per row: `reference` (evaluated at env_steps), `headline` (the best claim, often a
-maximum over training) or `random` (random actions), each with environment version, seeds, protocol and source.
+published.csv holds one figure per row, each with environment version, seeds, protocol and source. Its kinds:
+
+    reference  of the figures found that were evaluated at env_steps or in the ten evaluations before, with at least 8
+               seeds (HER: 1), the one with the highest mean (Ant and Humanoid: v4 before older versions)
+    headline   the best claim, often a maximum over training
+    v5         what else is known of version v5: small repositories with few seeds
+    random     random actions
 """
 
 from __future__ import annotations
@@ -212,8 +217,10 @@ def compare(result: Result, published: list[Published]) -> Comparison:
     return Comparison(reference, headline, difference, verdict + (f" ({', '.join(doubts)})" if doubts else ""), note)
 
 
-def anchors(env_ids: set[str], published: list[Published], steps: int = 1_000_000) -> dict[str, tuple[float, float]]:
-    """Returns that count as 0 and 1 when scores are normalised: env_id -> (random actions, best published reference).
+def anchors(
+    env_ids: set[str], published: list[Published], steps: int = 1_000_000
+) -> dict[str, tuple[Published, Published]]:
+    """Figures that count as 0 and 1 when scores are normalised: env_id -> (random actions, best published reference).
 
     The best reference is the highest, over algorithms, that was evaluated at `steps`. Environments without both, or
     whose version cannot be compared with the published one's, are left out.
@@ -222,11 +229,11 @@ def anchors(env_ids: set[str], published: list[Published], steps: int = 1_000_00
     for env_id in env_ids:
         task = split_env_id(env_id)[0]
         rows = [row for row in published if row.task == task and row.metric == "return" and can_compare(env_id, row)]
-        zeros = [row.mean for row in rows if row.kind == "random"]
+        zeros = [row for row in rows if row.kind == "random"]
         ones = [
-            row.mean for row in rows
+            row for row in rows
             if row.kind == "reference" and nearest([row.env_steps], steps, SAME_STEP) is not None
         ]  # fmt: skip
         if zeros and ones:
-            found[env_id] = (zeros[0], max(ones))
+            found[env_id] = zeros[0], max(ones, key=lambda row: row.mean)
     return found

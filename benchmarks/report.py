@@ -29,6 +29,7 @@ from published import (
     load_published,
     number,
     select,
+    split_env_id,
 )
 from records import SAME_STEP, InputError, Run, count, load_runs, write_atomically
 from rich.console import Console
@@ -45,7 +46,7 @@ from scores import (
     normalised,
     summarise,
 )
-from suites import REMARKS, SUITES, TUNING
+from suites import REMARKS, SUITES, TRIALS, TUNING
 
 # ======================================================================================================================
 # 1 Cells
@@ -59,13 +60,13 @@ EXPLANATION = f"""\
 Ours: a seed's score is its mean return over the episodes of its last evaluation with the deterministic policy, at the
 given step; mean, median and interquartile mean (IQM) over the seeds that finished. CI: 95 % stratified bootstrap
 ({RESAMPLES} resamples, rliable); over few seeds it is too narrow, and over two or three it is the range of the seeds.
-Reference: the strongest figure found for the algorithm, task and step that was evaluated at that step, ± its standard
-deviation over seeds; its source may differ from step to step. Headline: the best published claim, often a maximum over
-training. Difference: our mean minus the reference. Verdict: we are above or below when our CI lies wholly above or
-below the 95 % interval of the reference's mean (Student's t; without a published deviation the mean itself), else
-within. (roughly), (caveat): the versions differ; (protocol): the protocols do; the notes below the table say how.
-Stale: the algorithm's part of the script (comments and shared blocks aside) or the suite's settings have changed since
-the result was made."""
+Reference: of the figures found that were evaluated at that step, with 8 seeds or more, the one with the highest mean,
+± its standard deviation over seeds; its source may differ from step to step. Headline: the best published claim,
+often a maximum over training. Difference: our mean minus the reference. Verdict: we are above or below when our CI
+lies wholly above or below the 95 % interval of the reference's mean (Student's t; without a published deviation the
+mean itself), else within. (roughly), (caveat): the versions differ; (protocol): the protocols do; the notes below the
+table say how. Stale: the algorithm's part of the script (comments and shared blocks aside) or the suite's settings
+have changed since the result was made."""
 
 
 def with_interval(value: float, bounds: Interval | None) -> str:
@@ -126,8 +127,8 @@ def milestone_rows(results: list[Result], published: list[Published]) -> list[li
     """Per result: task, algorithm, then for each milestone "ours vs published", "" beyond the run's length."""
     rows = []
     for result in results:
-        references = select(published, "reference", result)
-        metric = references[0].metric if references else "return"
+        metric = plots.metric_of(result.env_id, results)
+        references = [row for row in select(published, "reference", result) if row.metric == metric]
         row = [result.env_id, result.label]
         for step in MILESTONES:
             if result.total is None or step > result.total * (1 + SAME_STEP):
@@ -195,7 +196,7 @@ def markdown_table(header: list[str], rows: Iterable[Sequence[str]], folded: int
 def coverage(suite: str, results: list[Result]) -> str:
     """How much of the suite has been run, and what has not; "" if all has."""
     planned = {(e.label, e.env_id) for e in SUITES.get(suite, [])}
-    missing = planned - {(result.label, result.env_id) for result in results}
+    missing = planned - {(result.label, result.env_id) for result in results if result.scored}
     if not missing:
         return ""
     labels = {env_id: {label for label, task in planned if task == env_id} for _, env_id in planned}
@@ -204,16 +205,17 @@ def coverage(suite: str, results: list[Result]) -> str:
     for label in sorted({label for label, _ in missing}, key=plots.rank):
         tasks = sorted(env_id for name, env_id in missing if name == label and env_id not in whole)
         parts += [f"no {label} on {', '.join(tasks)}"] * bool(tasks)
-    return f"{len(planned) - len(missing)} of the suite's {len(planned)} rows have been run: {'; '.join(parts)}."
+    return f"{len(planned) - len(missing)} of the suite's {len(planned)} rows have been finished: {'; '.join(parts)}."
 
 
 def render_summary(suite: str, results: list[Result], published: list[Published], brief: bool = False) -> str:
     """The summary table; under it what is missing and how the versions and protocols that are compared differ.
 
-    A `brief` one has neither medians and interquartile means nor protocols.
+    A `brief` one has neither medians and interquartile means nor protocols; that of a trial no verdicts.
     """
     comparisons = [compare(result, published) for result in results]
-    kept = [i for i, name in enumerate(SUMMARY) if not (brief and name.startswith(("ours: median", "ours: IQM")))]
+    left_out = ("ours: median", "ours: IQM") * brief + ("difference", "verdict") * (suite in TRIALS)
+    kept = [i for i, name in enumerate(SUMMARY) if not name.startswith(left_out)]
     rows = [summary_row(*pair, protocol=not brief) for pair in zip(results, comparisons, strict=True)]
     text = markdown_table([SUMMARY[i] for i in kept], [[row[i] for i in kept] for row in rows])
     if missing := coverage(suite, results):
@@ -226,13 +228,21 @@ def render_summary(suite: str, results: list[Result], published: list[Published]
     return text + "".join(["\nNotes:\n\n", *(f"- {note}\n" for note in sorted(notes))] if notes else [])
 
 
+def levels_of(limits: dict[str, tuple[Published, Published]]) -> dict[str, tuple[float, float]]:
+    """The returns of the figures that count as 0 and 1."""
+    return {task: (zero.mean, one.mean) for task, (zero, one) in limits.items()}
+
+
 def render_aggregates(results: list[Result], published: list[Published]) -> str:
-    """Scores across tasks: aggregates and probabilities of improvement; "" where there is nothing to aggregate."""
+    """Scores across tasks: aggregates and probabilities of improvement, or that there is nothing to aggregate."""
     limits = anchors({result.env_id for result in results}, published)
-    tasks, matrices = normalised(results, limits)
+    tasks, matrices = normalised(results, levels_of(limits))
     if not matrices:
-        return ""
-    levels = "; ".join(f"{task} {number(limits[task][0])} and {number(limits[task][1])}" for task in tasks)
+        return "## Across tasks\n\nNo algorithm has two seeds on each of two tasks with a comparable reference.\n"
+    levels = "; ".join(
+        f"{task} {number(zero.mean)} and {number(one.mean)} ({one.algorithm}, {one.env_version}, {one.source})"
+        for task, (zero, one) in ((task, limits[task]) for task in tasks)
+    )
     seeds = ", ".join(f"{label} {len(matrix)}" for label, matrix in matrices.items())
     left_out = [f"{r.label} on {r.env_id}" for r in results if r.label not in matrices or r.env_id not in tasks]
     rows = []
@@ -248,9 +258,11 @@ def render_aggregates(results: list[Result], published: list[Published]) -> str:
         [
             "## Across tasks\n",
             "Final returns, scaled so that 0 is a policy of random actions and 1 the best published reference of any "
-            f"algorithm at 1M steps: {levels}. Seeds: {seeds}. Median and mean are over tasks of the mean over seeds; "
-            "the optimality gap is what runs lack to 1 on average (lower is better). Intervals as above. Left out "
-            "for want of a comparable reference, a second seed or a task that the others have: "
+            f"algorithm at 1M steps: {levels}. How those versions and protocols differ from ours is said above. Seeds: "
+            f"{seeds}. Median and mean are over tasks of the mean over seeds; the optimality gap is what runs lack to "
+            "1 on average (lower is better). Intervals as above; one without width means that on every task the runs "
+            "are in the same order, or tied, whatever seeds are drawn. Left out for want of a comparable reference, a "
+            "second seed or a task that the others have: "
             f"{', '.join(left_out) or 'nothing'}.\n",
             markdown_table(["algorithm", *AGGREGATES], rows),
             "Probability of improvement: that a run of X scores higher than one of Y on the same task, over tasks.\n",
@@ -260,9 +272,33 @@ def render_aggregates(results: list[Result], published: list[Published]) -> str:
     )
 
 
+def render_same_version(results: list[Result], published: list[Published]) -> str:
+    """Our means beside what small repositories report for the same version of the task; "" if they have nothing."""
+    rows = [
+        [result.env_id, result.label, with_interval(ours.mean, ours.mean_interval),
+         published_text(row, result.total), row.caveat or "-"]
+        for result in results for row in select(published, "v5", result)
+        if split_env_id(result.env_id)[1] == row.env_version and (ours := result.estimates.get(row.metric))
+        and nearest([row.env_steps], result.total, SAME_STEP) is not None
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    header = ["task", "algorithm", "ours: mean [95 % CI]", "published", "differs from ours in"]
+    return (
+        "## The same version elsewhere\n\nFigures for this very version of a task, from small repositories with few "
+        f"seeds: for orientation, without a verdict.\n\n{markdown_table(header, rows)}"
+    )
+
+
 def render_report(suite: str, results: list[Result], published: list[Published], pictures: list[str]) -> str:
     """The text of report.md; `pictures` are the names of those drawn."""
-    parts = [f"# Results of suite {suite}\n", EXPLANATION + "\n", render_summary(suite, results, published)]
+    seeds = sorted({run.seed for result in results for run in result.runs}, key=int)
+    listed = f"eed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+    if suite in TRIALS:
+        parts = [f"# Trial {suite}\n", f"{TRIALS[suite]} These are trials on s{listed}, which are not reported.\n"]
+    else:
+        parts = [f"# Results of suite {suite}\n", f"S{listed}. Settings were tuned on {TUNING}.\n"]
+    parts += [EXPLANATION + "\n", render_summary(suite, results, published)]
     remarks = [
         f"- {result.label} on {result.env_id}: {REMARKS[suite, result.label, result.env_id]}\n"
         for result in results if (suite, result.label, result.env_id) in REMARKS
@@ -274,11 +310,10 @@ def render_report(suite: str, results: list[Result], published: list[Published],
         header = ["task", "algorithm", "seed", "state", "last line of stderr"]
         rows = [[run.env_id, run.label, run.seed, trouble, run.last_error()] for run, trouble in troubled]
         parts += ["## Runs that do not count\n", markdown_table(header, rows)]
-    seeds = sorted({run.seed for run, _ in runs}, key=int)
-    parts.append(f"Settings were tuned on {TUNING}. Seed{'s' * (len(seeds) > 1)} of this report: {', '.join(seeds)}.\n")
+    parts.append(render_same_version(results, published))
     parts.append("## On the way\n")
     parts.append(
-        "Mean return [95 % CI] (success rate where that is what is published) of the seeds above at their evaluation "
+        "Mean return [95 % CI] (success rate where the task reports it) of the seeds above at their evaluation "
         "nearest to the step (within 2.5 %), against the published reference nearest to it (within 10 %; its own step "
         "is given where it differs by more than 2.5 %).\n"
     )
@@ -297,7 +332,7 @@ def render_report(suite: str, results: list[Result], published: list[Published],
         [row.algorithm, row.task, row.kind, str(row.env_steps), row.env_version, number(row.mean),
          f"{row.spread} ({row.spread_kind})" if row.spread else "-", row.seeds or "-", row.protocol,
          f"{row.source}: {row.source_location}"]
-        for result in results for kind in ("reference", "headline") for row in select(published, kind, result)
+        for result in results for kind in ("reference", "headline", "v5") for row in select(published, kind, result)
     ]  # fmt: skip
     parts += ["## Published figures\n", markdown_table(header, rows)]
     return "\n".join(part for part in parts if part)
@@ -305,9 +340,14 @@ def render_report(suite: str, results: list[Result], published: list[Published],
 
 def terminal_table(suite: str, results: list[Result], published: list[Published]) -> Table:
     """The columns of the summary that fit a terminal of 80 characters; report.md has the others."""
-    left_out = ("ours: IQM", "ours: median", "published headline", "difference")
+    left_out = ("ours: IQM", "ours: median", "published headline", "difference") + ("verdict",) * (suite in TRIALS)
     kept = [i for i, name in enumerate(SUMMARY) if not name.startswith(left_out)]
-    table = Table(*(SUMMARY[i] for i in kept), title=f"Results of suite {suite}", show_lines=True, padding=(0, 0))
+    table = Table(
+        *(SUMMARY[i] for i in kept),
+        title=f"{'Trial' if suite in TRIALS else 'Results of suite'} {suite}",
+        show_lines=True,
+        padding=(0, 0),
+    )
     for result in results:
         row = summary_row(result, compare(result, published), False)
         table.add_row(*(row[i].replace("[", "\\[") for i in kept))
@@ -355,7 +395,7 @@ def draw(folder: Path, results: list[Result], published: list[Published]) -> lis
     if any(len(run.clock) for result in results for run in result.scored):
         plots.draw_wallclock(folder / "wallclock.png", results)
         drawn.append("wallclock")
-    tasks, matrices = normalised(results, anchors({result.env_id for result in results}, published))
+    tasks, matrices = normalised(results, levels_of(anchors({result.env_id for result in results}, published)))
     if matrices:
         plots.draw_aggregates(folder / "aggregates.png", tasks, matrices)
         drawn.append("aggregates")

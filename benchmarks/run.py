@@ -86,6 +86,8 @@ class Job:
     """Seconds that earlier starts of the run took."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What decides the result, as it was when the run was first started: algorithm's hash, settings, reason, steps."""
+    left: dict[str, Any] = field(default_factory=dict)
+    """Content of status.json before the run was started, with the number of a process that another harness started."""
     told_to_stop: bool = False
     """Whether the harness has asked the process to stop."""
 
@@ -150,6 +152,7 @@ class Job:
             self.identity = {name: earlier.get(name) for name in IDENTITY}
             if earlier.get("algorithm_sha256") != today:
                 self.identity["algorithm_sha256"] = "changed while the run was made"
+        self.left = read_json(self.folder / "status.json")
         self.state, self.started = "running", time.time()
         command = self.command()
         self.write_status(command)
@@ -182,8 +185,10 @@ class Job:
         self.exit_code = self.process.poll()
         if self.exit_code is None:
             return False
-        if self.exit_code and self.is_busy():  # a process of an earlier harness was still starting in the folder
+        if self.exit_code and (self.is_busy() or "is being trained by another process" in self.error_text()):
+            # a process of an earlier harness was still starting in the folder, or --status was just looking into it
             self.state = "waiting"
+            write_atomically(self.folder / "status.json", json.dumps(self.left, indent=2) + "\n")
             return True
         self.state = "done" if self.exit_code == 0 else "stopped" if self.told_to_stop else "failed"
         self.write_status(["python", *self.process.args[1:]])

@@ -147,9 +147,10 @@ def normalised(
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """(tasks, label -> normalised scores [seeds, tasks]) of the algorithms that can be compared across tasks.
 
-    `anchors` maps env_id -> returns that count as 0 and as 1. An algorithm takes part with at least 2 seeds on at least
-    2 of these tasks; the tasks are those that all who take part have finished. Where the numbers of seeds differ
-    between the tasks of an algorithm, its first seeds count, as many as there are everywhere.
+    `anchors` maps env_id -> returns that count as 0 and as 1. An algorithm can take part with at least 2 seeds on at
+    least 2 of these tasks. Since everyone is judged on the same tasks, those algorithms take part whose number times
+    that of the tasks that they all have is greatest. Where the numbers of seeds differ between the tasks of an
+    algorithm, its first seeds count, as many as there are everywhere.
     """
     finished: dict[str, dict[str, np.ndarray]] = {}
     for result in results:
@@ -157,14 +158,16 @@ def normalised(
             low, high = anchors[result.env_id]
             final = np.array([run.values["return"][-1] for run in result.scored])
             finished.setdefault(result.label, {})[result.env_id] = (final - low) / (high - low)
-    finished = {label: scores for label, scores in finished.items() if len(scores) > 1}
-    tasks = sorted(set.intersection(*map(set, finished.values()))) if finished else []
-    if len(tasks) < 2:
-        return [], {}
+    labels, tasks = (), []
+    for number in range(len(finished), 0, -1):
+        for group in itertools.combinations(finished, number):
+            shared = set.intersection(*(set(finished[label]) for label in group))
+            if len(shared) > 1 and len(group) * len(shared) > len(labels) * len(tasks):
+                labels, tasks = group, sorted(shared)
     matrices = {}
-    for label, scores in finished.items():
-        seeds = min(len(scores[task]) for task in tasks)
-        matrices[label] = np.stack([scores[task][:seeds] for task in tasks], 1)
+    for label in labels:
+        seeds = min(len(finished[label][task]) for task in tasks)
+        matrices[label] = np.stack([finished[label][task][:seeds] for task in tasks], 1)
     return tasks, matrices
 
 

@@ -271,6 +271,13 @@ def fresh(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def cuda_is_available() -> bool:
+    """Whether PyTorch finds a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def installed(package: str) -> str | None:
     """Version of a package, None if it is not installed."""
     try:
@@ -306,8 +313,12 @@ def check(args: Args) -> None:
         fail(f"--repeats {args.repeats} is out of range: use at least 1")
     if not args.seconds > 0:
         fail(f"--seconds {args.seconds} is out of range: use more than 0")
-    if args.output and not os.access(Path(args.output).parent, os.W_OK):
+    if args.output and (Path(args.output).is_dir() or not os.access(Path(args.output).parent, os.W_OK)):
         fail(f"--output {args.output} cannot be written: choose another")
+    if args.device not in ("cpu", "cuda"):
+        fail(f"--device {args.device} is not one of cpu, cuda")
+    if args.device == "cuda" and not fresh(cuda_is_available):
+        fail("--device cuda was not found: use cpu")
 
 
 def main(args: Args) -> None:

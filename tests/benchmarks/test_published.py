@@ -169,7 +169,7 @@ def test_published_rows_are_complete_and_unique():
     rows = published.load_published()
     assert len(rows) > 300
     for row in rows:
-        assert row.kind in ("reference", "headline", "random") and row.metric in records.METRICS, row
+        assert row.kind in ("reference", "headline", "v5", "random") and row.metric in records.METRICS, row
         assert re.fullmatch(r"v\d", row.env_version) and np.isfinite(row.mean), row
         assert (row.env_steps == 0) == (row.kind == "random" == row.algorithm), row
         assert not row.seeds or int(row.seeds) >= 1, row
@@ -179,9 +179,10 @@ def test_published_rows_are_complete_and_unique():
         assert not row.spread or int(row.seeds) > 1, row
         sampled = row.source.startswith("tianshou") and row.algorithm in ("reinforce", "a2c", "trpo", "ppo")
         assert sampled == ("sample the actions" in row.caveat), row
+        assert row.kind != "v5" or row.env_version == "v5", row
     keys = [(row.kind, row.algorithm, row.task, row.env_steps) for row in rows]
     assert len(set(keys)) == len(keys)
-    order = [(row.algorithm, row.task, row.kind != "reference", row.env_steps) for row in rows]
+    order = [(row.algorithm, row.task, row.kind != "reference", row.env_steps, row.kind) for row in rows]
     assert order == sorted(order)
 
 
@@ -190,6 +191,29 @@ def test_references_are_no_maxima_over_training():
     for row in published.load_published():
         if row.kind == "reference" and row.metric == "return":
             assert not generous.search(row.protocol), row
+
+
+def test_references_say_how_their_protocol_differs():
+    differs = {"last 10": "last 10", "variant": "settings of", "inferred": "inferred"}
+    found = set()
+    for row in published.load_published():
+        if row.kind == "reference":
+            wanted = {text for sign, text in differs.items() if sign in row.protocol}
+            wanted |= {"gamma"} if row.task == "Swimmer" else set()
+            assert all(text in row.caveat for text in wanted), row
+            found |= wanted
+    assert found == {*differs.values(), "gamma"}
+
+
+def test_references_have_many_seeds_and_do_not_exceed_the_best_claim():
+    figures = published.load_published()
+    for row in figures:
+        if row.kind == "reference" and row.metric == "return":
+            assert int(row.seeds) >= 8, row
+            claims = [
+                r.mean for r in figures if r.kind == "headline" and (r.algorithm, r.task) == (row.algorithm, row.task)
+            ]
+            assert row.env_steps > 1_000_000 or row.mean <= max(claims), row
 
 
 def test_every_algorithm_and_task_has_both_kinds_at_a_million_steps():
@@ -213,7 +237,7 @@ def test_anchors_are_random_actions_and_the_best_reference_at_a_million_steps():
         published_row(0.5, kind="random", task="Swimmer", env_steps=0),
     ]
     env_ids = {"HalfCheetah-v5", "Ant-v5", "Ant-v4", "Swimmer-v5", "my_module:MyEnv-v0"}
-    assert published.anchors(env_ids, rows) == {"HalfCheetah-v5": (-280.0, 9000.0), "Ant-v4": (-60.0, 4000.0)}
+    assert published.anchors(env_ids, rows) == {"HalfCheetah-v5": (rows[0], rows[2]), "Ant-v4": (rows[5], rows[6])}
 
 
 def test_a_variant_is_not_compared_with_what_was_published_for_the_algorithm(tmp_path):

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import records
 import report
 import scores
 from fake_runs import make_run, published_row, result_of, three_seeds
-from suites import SUITES, experiments
+from suites import SUITES, TRIALS, experiments
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("report.md", "curves.png", "wallclock.png")
@@ -38,6 +39,39 @@ def test_milestones_use_the_evaluations_near_them(tmp_path):
     assert row[3] == "- vs -"  # 290 000 is 3.3 % before 300 000
     assert row[4] == "- vs 9.00 (v5, source)"  # 520 000 is 4 % after 500 000
     assert row[5] == ""  # beyond the run
+
+
+def test_milestones_of_a_variant_are_of_its_task_s_metric(tmp_path):
+    for label, solved in (("her_ddpg", 1), ("her_ddpg-no-her", 0)):
+        evaluations = {100_000: [(-10.0, solved), (-50.0, 0)]}
+        make_run(tmp_path / "s", label, "FetchPush-v4", total=100_000, evaluations=evaluations)
+    results = scores.summarise(records.load_runs(tmp_path, "s"))
+    rows = [published_row(0.4, task="FetchPush", env_version="v4", env_steps=100_000, metric="success_rate")]
+    cells = {row[1]: row[2] for row in report.milestone_rows(results, rows)}
+    assert cells["her_ddpg-no-her"] == "success 0.00 (1 seed) vs -"
+    assert cells["her_ddpg"].startswith("success 0.50 (1 seed) vs ")
+
+
+def test_a_trial_has_no_verdict(tmp_path, monkeypatch):
+    results = [three_seeds(tmp_path / "s")]
+    assert "| verdict |" in report.render_report("s", results, [published_row(10.0)], [])
+    monkeypatch.setitem(TRIALS, "s", "Why.")
+    text = report.render_report("s", results, [published_row(10.0)], [])
+    assert text.startswith("# Trial s\n\nWhy. These are trials on seeds 1, 2, 3, which are not reported.\n")
+    assert "| verdict |" not in text and "| above |" not in text and "tuned on" not in text
+
+
+def test_figures_for_the_same_version_are_shown_without_a_verdict(tmp_path):
+    result = three_seeds(tmp_path / "s")
+    rows = [
+        published_row(10.0, kind="v5", caveat="training episodes"),
+        published_row(11.0, kind="v5", env_steps=9000),
+        published_row(12.0, kind="v5", task="Hopper"),
+    ]
+    (line,) = report.render_same_version([result], rows).splitlines()[6:]
+    assert line.startswith("| HalfCheetah-v5 | td3 | 110.0 [100.0, 120.0] | 10.0 (v5, 10 seeds, source")
+    assert line.endswith("| training episodes |")
+    assert report.render_same_version([result], rows[1:]) == ""
 
 
 def test_provenance(tmp_path):
@@ -64,8 +98,9 @@ def test_what_has_not_been_run_is_told(tmp_path, monkeypatch):
     planned = [*experiments("sac", tasks, 1000), *experiments("td3", tasks[:2], 1000)]
     monkeypatch.setitem(SUITES, "s", planned)
     make_run(tmp_path / "s", "sac", "Hopper-v5")
+    make_run(tmp_path / "s", "td3", "Hopper-v5", state="failed")
     results = scores.summarise(records.load_runs(tmp_path, "s"))
-    text = "1 of the suite's 5 rows have been run: nothing on Ant-v5, Swimmer-v5; no td3 on Hopper-v5."
+    text = "1 of the suite's 5 rows have been finished: nothing on Ant-v5, Swimmer-v5; no td3 on Hopper-v5."
     assert report.coverage("s", results) == text and f"\n{text}\n" in report.render_summary("s", results, [])
     monkeypatch.setitem(SUITES, "s", planned[1:2])
     assert report.coverage("s", results) == report.coverage("unknown", results) == ""
@@ -158,6 +193,11 @@ def test_readme_and_report_are_those_of_the_committed_results(suite, tmp_path):
     assert (tmp_path / suite / "report.md").read_text() == (COMMITTED / suite / "report.md").read_text()
     pictures = {path.name for path in (tmp_path / suite).glob("*.png")}
     assert pictures == {path.name for path in (COMMITTED / suite).glob("*.png")}
+    for name in pictures:
+        drawn, kept = plt.imread(tmp_path / suite / name), plt.imread(COMMITTED / suite / name)
+        assert drawn.shape == kept.shape, name
+        differing = (np.abs(drawn - kept) > 0.1).any(-1)  # other processors may round a few edges differently
+        assert differing.mean() < 1e-4, name
 
 
 def test_the_committed_results_are_compact():

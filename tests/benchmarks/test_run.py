@@ -222,6 +222,22 @@ def test_a_run_still_going_is_waited_for(suite):
     assert again[0].state == "done"
 
 
+def test_a_run_refused_by_one_still_starting_waits_and_leaves_its_process_known(suite, monkeypatch):
+    (job,) = suite(ppo(steps=256))
+    job.folder.mkdir(parents=True)
+    (job.folder / "status.json").write_text(json.dumps({"state": "running", "pid": 123456}))
+    descriptor = os.open(job.folder, os.O_RDONLY)
+    run.fcntl.flock(descriptor, run.fcntl.LOCK_EX)
+    job.start()
+    assert status(job)["pid"] == job.process.pid
+    assert job.process.wait(60) == 2 and "is being trained by another process" in job.error_text()
+    os.close(descriptor)  # as where --status looked for an instant
+    assert job.poll() and job.state == "waiting"
+    assert status(job) == {"state": "running", "pid": 123456}
+    execute([job])
+    assert job.state == status(job)["state"] == "done"
+
+
 def test_a_run_stopped_while_it_starts_is_stopped_not_failed(suite):
     job = suite(ppo(steps=10**6))[0]
     job.start()

@@ -89,6 +89,19 @@ def test_aggregates():
     assert bounds.shape == (2, 4) and (bounds[0] <= points).all() and (points <= bounds[1]).all()
 
 
+def test_intervals_of_aggregates():
+    """On each task a resample is (0, 0), (0, .4), (.4, 0), (.4, .4) with probability 1/4 each, ten times that on B."""
+    points, (low, high) = scores.aggregates(np.array([[0.0, 0.0], [0.4, 4.0]]))
+    assert points == pytest.approx(
+        [0.2, 1.1, 1.1, 0.65]
+    )  # 0, 0, .4, 4: IQM of the middle two; gap (1 + .6 + 1 + 0) / 4
+    assert low == pytest.approx([0, 0, 0, 0.3]) and high == pytest.approx([2.2, 2.2, 2.2, 1])
+    # their probabilities are 1/16 each, above 2.5 %; of 8 seeds on each task half score 0 and half 1
+    _, (low, high) = scores.aggregates(np.array([[0.0, 1.0]] * 4 + [[1.0, 0.0]] * 4))
+    # k / 16, k ~ Binomial(16, 1/2): P(k < 4) = 1.1 %, P(k < 5) = 3.8 %
+    assert low[2:] == pytest.approx([4 / 16, 4 / 16]) and high[2:] == pytest.approx([12 / 16, 12 / 16])
+
+
 def test_seeds_are_resampled_within_each_task():
     """Tasks of two seeds each that differ by 1: the mean over two tasks then takes the values 0, 1/4, ..., 1."""
     _, bounds = scores.aggregates(np.array([[0.0, 0.0], [1.0, 1.0]]))
@@ -101,6 +114,12 @@ def test_profile_is_the_share_of_runs_above_each_threshold():
     shares, bounds = scores.profile(MATRIX, np.array([-1.0, 0.0, 0.5, 1.0, 4.0]))
     assert shares == pytest.approx([1, 5 / 6, 3 / 6, 2 / 6, 0])
     assert bounds.shape == (2, 5) and bounds[:, 0] == pytest.approx([1, 1])
+
+
+def test_interval_of_a_profile():
+    """Half of 8 runs lie above 0.5: k ~ Binomial(8, 1/2) of a resample do; P(k < 1) = 0.4 %, P(k < 2) = 3.5 %."""
+    shares, bounds = scores.profile(np.array([[0.0]] * 4 + [[1.0]] * 4), np.array([0.5]))
+    assert shares == pytest.approx([0.5]) and bounds[:, 0] == pytest.approx([1 / 8, 7 / 8])
 
 
 @pytest.mark.parametrize(
@@ -118,6 +137,19 @@ def test_probability_of_improvement(x, y, probability):
     assert chance == pytest.approx(probability) and low <= chance <= high
     assert scores.improvement(y, x)[0] == pytest.approx(1 - probability)
     assert metrics.probability_of_improvement(x, y) == pytest.approx(probability)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "low", "high"),
+    [
+        ([0, 1], [0.5, 0.5], 0, 1),  # 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4
+        ([0] * 4 + [1] * 4, [0.5] * 8, 1 / 8, 7 / 8),  # k / 8, k ~ Binomial(8, 1/2): P(k < 1) = 0.4 %, P(k < 2) = 3.5 %
+        ([2, 3], [0, 1], 1, 1),
+    ],
+)
+def test_interval_of_the_probability_of_improvement(x, y, low, high):
+    _, bounds = scores.improvement(np.array(x, dtype=float)[:, None], np.array(y, dtype=float)[:, None])
+    assert bounds == pytest.approx((low, high))
 
 
 def test_scores_across_tasks_are_reproducible():
@@ -159,6 +191,19 @@ def test_normalised_scores(tmp_path):
     np.testing.assert_allclose(matrices["td3"], [[0, 0], [0.1, 2]])
     np.testing.assert_allclose(matrices["sac"], [[1, 1], [0, 1]])
     assert scores.normalised(results, {"Hopper-v5": (0.0, 1.0)}) == ([], {})
+
+
+def test_more_results_do_not_shrink_what_is_compared_across_tasks(tmp_path):
+    """Two algorithms on four tasks are more than three on two; algorithms without a common task do not empty it."""
+    tasks = ("A-v5", "B-v5", "C-v5", "D-v5")
+    for algorithm, having in (("a2c", tasks), ("ppo", tasks), ("sac", tasks[:2]), ("td3", tasks[2:])):
+        for task in having:
+            for seed in (1, 2):
+                make_run(tmp_path / "s", algorithm, task, seed)
+    results = scores.summarise(records.load_runs(tmp_path, "s"))
+    chosen, matrices = scores.normalised(results, dict.fromkeys(tasks, (0.0, 1.0)))
+    assert chosen == [*tasks] and set(matrices) == {"a2c", "ppo"}
+    assert all(matrix.shape == (2, 4) for matrix in matrices.values())
 
 
 # ---- evaluations near a step -----------------------------------------------------------------------------------------

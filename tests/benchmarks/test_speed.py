@@ -15,9 +15,14 @@ import speed
         ({"repeats": 0}, "--repeats 0 is out of range: use at least 1"),
         ({"seconds": -1.0}, "--seconds -1.0 is out of range: use more than 0"),
         ({"output": "/no/such/folder/speed.md"}, "--output /no/such/folder/speed.md cannot be written"),
+        ({"output": "/"}, "--output / cannot be written"),
+        ({"device": "gpu"}, "--device gpu is not one of cpu, cuda"),
+        ({"device": "cuda"}, "--device cuda was not found: use cpu"),
     ],
 )
-def test_bad_input_is_one_line(settings, message, capsys):
+def test_bad_input_is_one_line(settings, message, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "cuda_is_available", lambda: False)
+    monkeypatch.setattr(speed, "fresh", lambda function: function())
     with pytest.raises(SystemExit) as stopped:
         speed.check(speed.Args(**settings))
     error = capsys.readouterr().err
