@@ -275,7 +275,7 @@ def render_aggregates(results: list[Result], published: list[Published]) -> str:
 def render_same_version(results: list[Result], published: list[Published]) -> str:
     """Our means beside what small repositories report for the same version of the task; "" if they have nothing."""
     rows = [
-        [result.env_id, result.label, with_interval(ours.mean, ours.mean_interval),
+        [result.env_id, result.label, with_interval(ours.mean, ours.mean_interval) + " (1 seed)" * (ours.seeds == 1),
          published_text(row, result.total), row.caveat or "-"]
         for result in results for row in select(published, "v5", result)
         if split_env_id(result.env_id)[1] == row.env_version and (ours := result.estimates.get(row.metric))
@@ -293,11 +293,11 @@ def render_same_version(results: list[Result], published: list[Published]) -> st
 def render_report(suite: str, results: list[Result], published: list[Published], pictures: list[str]) -> str:
     """The text of report.md; `pictures` are the names of those drawn."""
     seeds = sorted({run.seed for result in results for run in result.runs}, key=int)
-    listed = f"eed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+    listed = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
     if suite in TRIALS:
-        parts = [f"# Trial {suite}\n", f"{TRIALS[suite]} These are trials on s{listed}, which are not reported.\n"]
+        parts = [f"# Trial {suite}\n", f"{TRIALS[suite]} These are trials on {listed}, which are not reported.\n"]
     else:
-        parts = [f"# Results of suite {suite}\n", f"S{listed}. Settings were tuned on {TUNING}.\n"]
+        parts = [f"# Results of suite {suite}\n", f"{listed.capitalize()}. Settings were tuned on {TUNING}.\n"]
     parts += [EXPLANATION + "\n", render_summary(suite, results, published)]
     remarks = [
         f"- {result.label} on {result.env_id}: {REMARKS[suite, result.label, result.env_id]}\n"
