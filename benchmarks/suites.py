@@ -167,8 +167,10 @@ REMARKS: dict[tuple[str, str, str], str] = {
         "it hops, but in the last evaluation of every seed it falls before half of an episode is over; cause not known"
     ),
     ("mujoco", "td3", "HalfCheetah-v5"): (
-        "one seed does not tell whether it is worse. Whether it costs something at the start that 8 environments are "
-        "stepped between updates, not 1, is not known"
+        "behind from the start (see On the way): after 100k steps on the tuning seeds, the learning rate, batch and "
+        "first random steps of the paper reach the published level; our defaults, which are the authors' later ones, "
+        "do not, and neither do they with one environment instead of 8 (suite td3-start). What the paper's settings "
+        "give at 1M steps has not been tried, and one seed does not tell whether the end is worse"
     ),
     ("mujoco", "ddpg", "Hopper-v5"): (
         "it rises and falls from one evaluation to the next, so that the last one alone says little (see Curves)"
