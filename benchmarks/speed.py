@@ -1,6 +1,6 @@
 """Speed of the scripts, beside Stable-Baselines3 where it is installed, and TD3's share of what the machine can do.
 
-    python benchmarks/speed.py                               # needs a quiet hour or more
+    python benchmarks/speed.py                               # a quiet hour; with --seconds 8 a third of it
     python benchmarks/speed.py --algorithms td3 --memory     # also a TD3 run's memory with a full replay
     pip install stable-baselines3==2.9.2 sb3-contrib==2.9.2  # the peers; without them only our own figures are printed
 
