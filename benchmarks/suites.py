@@ -166,6 +166,10 @@ REMARKS: dict[tuple[str, str, str], str] = {
     ("mujoco", "a2c", "Hopper-v5"): (
         "it hops, but in the last evaluation of every seed it falls before half of an episode is over; cause not known"
     ),
+    ("mujoco", "a2c", "Swimmer-v5"): (
+        "hardly learns; cause not known. With gamma 0.99, with which the published figure was probably made, it has "
+        "not been tried"
+    ),
     ("mujoco", "td3", "HalfCheetah-v5"): (
         "behind from the start (see On the way): after 100k steps on the tuning seeds, the learning rate, batch and "
         "first random steps of the paper reach the published level; our defaults, which are the authors' later ones, "
