@@ -60,13 +60,13 @@ EXPLANATION = f"""\
 Ours: a seed's score is its mean return over the episodes of its last evaluation with the deterministic policy, at the
 given step; mean, median and interquartile mean (IQM) over the seeds that finished. CI: 95 % stratified bootstrap
 ({RESAMPLES} resamples, rliable); over few seeds it is too narrow, and over two or three it is the range of the seeds.
-Reference: of the figures found that were evaluated at that step, with 8 seeds or more, the one with the highest mean,
-± its standard deviation over seeds; its source may differ from step to step. Headline: the best published claim,
-often a maximum over training. Difference: our mean minus the reference. Verdict: we are above or below when our CI
-lies wholly above or below the 95 % interval of the reference's mean (Student's t; without a published deviation the
-mean itself), else within. (roughly), (caveat): the versions differ; (protocol): the protocols do; the notes below the
-table say how. Stale: the algorithm's part of the script (comments and shared blocks aside) or the suite's settings
-have changed since the result was made."""
+Reference: of the figures found that were evaluated at that step (or in the ten evaluations before: see the notes),
+with 8 seeds or more (HER: 1), the one with the highest mean, ± its standard deviation over seeds; its source may
+differ from step to step. Headline: the best published claim, often a maximum over training. Difference: our mean
+minus the reference. Verdict: we are above or below when our CI lies wholly above or below the 95 % interval of the
+reference's mean (Student's t; without a published deviation the mean itself), else within. (roughly), (caveat): the
+versions differ; (protocol): the protocols do; the notes below the table say how. Stale: the algorithm's part of the
+script (comments and shared blocks aside) or the suite's settings have changed since the result was made."""
 
 
 def with_interval(value: float, bounds: Interval | None) -> str:

@@ -171,10 +171,10 @@ REMARKS: dict[tuple[str, str, str], str] = {
         "not been tried"
     ),
     ("mujoco", "td3", "HalfCheetah-v5"): (
-        "behind from the start (see On the way): after 100k steps on the tuning seeds, the learning rate, batch and "
-        "first random steps of the paper reach the published level; our defaults, which are the authors' later ones, "
-        "do not, and neither do they with one environment instead of 8 (suite td3-start). What the paper's settings "
-        "give at 1M steps has not been tried, and one seed does not tell whether the end is worse"
+        "behind from the start (see On the way): after 100k steps on the tuning seeds, the learning rate, batch, first "
+        "random steps and single environment of the paper reach the published level; our defaults, which are the "
+        "authors' later ones, do not, neither with 8 environments nor with one (suite td3-start). What the paper's "
+        "settings give at 1M steps has not been tried, and one seed does not tell whether the end is worse"
     ),
     ("mujoco", "ddpg", "Hopper-v5"): (
         "it rises and falls from one evaluation to the next, so that the last one alone says little (see Curves)"
