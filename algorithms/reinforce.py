@@ -40,39 +40,31 @@ Deviations from the slides, each with its reason, and what to know of the estima
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
-import datetime
-import errno
-import fcntl
 import hashlib
-import importlib
-import importlib.metadata
+import importlib.util
 import io
 import json
 import math
 import os
-import pickle
-import platform
 import random
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import sysconfig
 import time
-import typing
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from filelock import FileLock
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # ======================================================================================================================
@@ -89,15 +81,13 @@ class Args:
     seed: Annotated[int, Range(0)] = 1
     """Seed of everything random (>= 0)."""
     total_timesteps: Annotated[int, Range(1)] = 1_000_000
-    """Environment steps of the whole run, counted over all environments (a multiple of num-envs)."""
+    """Environment steps of the whole run, counted over all environments; rounded up to a multiple of num-envs."""
     num_envs: Annotated[int, Range(1)] = 4
-    """Environments stepped side by side (>= 1)."""
+    """Environments stepped side by side, and episodes per gradient step of the policy, one in each (>= 1)."""
     learning_rate: Annotated[float, Range(0)] = 5e-3
     """Step size of the optimiser (>= 0)."""
     anneal_lr: bool = True
     """Decay the learning rate linearly to 0 at total-timesteps (raised on resume, it starts from a higher rate)."""
-    episodes_per_update: Annotated[int, Range(1)] = 4
-    """Whole trajectories per gradient step of the policy (>= num-envs)."""
     estimator: Literal["total-return", "reward-to-go"] = "reward-to-go"
     """What weighs grad log pi(a_t | s_t): the return of the whole trajectory, or what it earns from time t on."""
     baseline: Literal["none", "mean", "optimal", "value"] = "value"
@@ -114,19 +104,43 @@ class Args:
     """Initial log standard deviation of the Gaussian policy, in half action ranges (-20 to 2)."""
     norm_obs: bool = True
     """Normalise observations by their running mean and standard deviation, clipped to +-10."""
-    run: RunArgs = field(default_factory=lambda: RunArgs())
+    # where and how it runs, the same in every algorithm
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the networks live; auto is cuda where there is one, else cpu."""
+    threads: Annotated[int, Range(1)] = 1
+    """CPU threads of PyTorch (>= 1); two runs of one thread finish more work than one run of two."""
+    compile: bool = True
+    """Compile the gradients with torch.compile: 10 to 40 s at the start, faster steps after."""
+    run_dir: str | None = None
+    """Run folder; default runs/ENV_ID/ALGORITHM/SEED-CHANGES-TIME. An existing run is never overwritten."""
+    eval_every: Annotated[int, Range(1)] = 20_000
+    """Environment steps between evaluations (>= 1); the first is at step 0, the last at the end."""
+    eval_episodes: Annotated[int, Range(1)] = 10
+    """Episodes of an evaluation: deterministic policy, own environments, the same start seeds each time (>= 1)."""
+    checkpoint_every: Annotated[int, Range(1)] = 100_000
+    """Environment steps between checkpoints (>= 1), rounded up to whole rollouts; running episodes are cut there."""
+    log_every: Annotated[int, Range(1)] = 1_000
+    """Environment steps between rows of metrics.csv (>= 1)."""
+    resume: str | None = None
+    """Run folder to continue with its own settings; only total-timesteps, device, threads, compile, checkpoint-every,
+    log-every, capture-video, render and the options of Weights & Biases may change."""
+    evaluate: str | None = None
+    """Run folder whose saved policy to evaluate, instead of training."""
+    capture_video: bool = False
+    """Film as mp4, in the folder's videos/: the evaluated episodes, or one episode of a finished training."""
+    render: bool = False
+    """Show these episodes on the screen (not while they are filmed)."""
+    track: bool = False
+    """Also log to Weights & Biases (`pip install wandb`; WANDB_MODE=offline works)."""
+    wandb_project_name: str = "gradus"
+    """Weights & Biases project."""
+    wandb_entity: str | None = None
+    """Weights & Biases team; default your own."""
 
     def check(self) -> None:
         """Raise UserError where two settings contradict each other."""
-        if self.num_envs > self.episodes_per_update:
-            raise UserError(
-                f"--num-envs {self.num_envs} exceeds --episodes-per-update {self.episodes_per_update}, so some "
-                "environments would run for nothing: lower the first or raise the second"
-            )
-        if self.episodes_per_update == 1 and self.baseline in ("mean", "optimal"):
-            raise UserError(
-                f"--baseline {self.baseline} compares trajectories, but --episodes-per-update 1 is alone: raise it"
-            )
+        if self.num_envs == 1 and self.baseline in ("mean", "optimal"):
+            raise UserError(f"--baseline {self.baseline} compares episodes, but --num-envs 1 gives only one: raise it")
         if self.gamma == 1 and self.baseline == "value" and self.bootstrap:
             raise UserError(
                 "--gamma 1.0 makes the value of an episode without end infinite: lower it or use --no-bootstrap"
@@ -136,6 +150,13 @@ class Args:
 # ======================================================================================================================
 # 2 Networks
 # ======================================================================================================================
+
+
+def flat_size(space: gym.Space) -> int:
+    """Length of an observation. Raises UserError unless observations are vectors."""
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise UserError(f"observations {space} are not vectors: use gymnasium's FlattenObservation in make_env")
+    return space.shape[0]
 
 
 def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
@@ -212,6 +233,15 @@ class SoftmaxActor(nn.Module):
         return a + self.start
 
 
+def make_actor(obs_dim: int, space: gym.Space, log_std: float) -> GaussianActor | SoftmaxActor:
+    """The policy for an action space. Raises UserError unless actions are discrete or vectors."""
+    if isinstance(space, gym.spaces.Discrete):
+        return SoftmaxActor(obs_dim, space)
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return GaussianActor(obs_dim, space, log_std)
+    raise UserError(f"actions {space} are neither discrete nor vectors: wrap the environment in make_env")
+
+
 class RunningMoments(nn.Module):
     """Mean and variance of all rows seen so far, per column; buffers, so that a saved policy holds them."""
 
@@ -244,35 +274,53 @@ class RunningMoments(nn.Module):
 # ======================================================================================================================
 
 
-class Trajectory(NamedTuple):
-    """An episode of T steps: s [T, obs], a [T, act] or [T], r [T], the state s_end [obs] that it led to.
+def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: bool, max_norm=math.inf) -> Callable:
+    """Return step(*batch) -> info: one step of the optimiser down the gradient of loss(*batch) -> (scalar, info).
 
-    terminal tells true termination from truncation.
+    Only the optimiser's own parameters get a gradient (an actor's loss leaves the critic alone), frozen ones
+    (requires_grad False) none. A gradient longer than max_norm is scaled down to it; its Euclidean norm before that is
+    in info, as critic_grad_norm for a critic_loss. Raises RuntimeError if a parameter has no part in the loss, as after
+    replacing a module.
     """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm_name = loss.__name__.replace("loss", "grad_norm")
 
-    s: Tensor
-    a: Tensor
-    r: Tensor
-    s_end: Tensor
-    terminal: bool
+    def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        value, info = loss(*batch)
+        trained = [p for p in parameters if p.requires_grad]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
+        norm = torch.stack([g.norm() for g in grads] or [value.detach()]).norm()
+        if max_norm < math.inf:
+            scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+            grads = [scale * g for g in grads]
+        return grads, {name: x.detach() for name, x in info.items()} | {norm_name: norm}
+
+    if (
+        compile
+    ):  # one graph of forward and backward; each shape for itself, so that results never depend on earlier ones
+        gradients = torch.compile(gradients, fullgraph=True, dynamic=False)
+
+    def step(*batch: Tensor) -> dict[str, Tensor]:
+        grads, info = gradients(*batch)
+        trained = [p for p in parameters if p.requires_grad]
+        if len(grads) < len(trained):
+            unused = f"{len(trained) - len(grads)} of {len(trained)} parameters have no part in {loss.__name__}"
+            raise RuntimeError(f"{unused}: after replacing a module make optimizer and step anew; freeze what stays")
+        optimizer.zero_grad()
+        for p, g in zip(trained, grads, strict=True):
+            p.grad = g
+        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
+        return info
+
+    return step
 
 
-def rewards_to_go(r: Tensor, g_end: float, gamma: float) -> Tensor:
-    """G_t [T] of one trajectory's rewards r [T]; g_end is the return after its last step."""
-    g = [g_end]
-    for r_t in reversed(r.tolist()):
+def rewards_to_go(r: Tensor, gamma: float) -> Tensor:
+    """G_t [t, n] of rewards r [t, n], which are 0 after the end of an episode."""
+    g = [torch.zeros_like(r[0])]
+    for r_t in reversed(r.unbind()):
         g.append(r_t + gamma * g[-1])  # G_t = r_t + gamma G_{t+1}   [REINFORCE.2]
-    return torch.tensor(g[:0:-1], device=r.device)
-
-
-CHUNK = 256  # rows of one gradient call: trajectories differ in length, but a compiled function's shapes are fixed
-
-
-def chunks(*columns: Tensor) -> list[tuple[Tensor, ...]]:
-    """Columns [n, ...] cut into pieces of CHUNK rows, the last one filled up with zeros."""
-    missing = -len(columns[0]) % CHUNK
-    filled = [torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) for x in columns]
-    return list(zip(*(x.split(CHUNK) for x in filled), strict=True))
+    return torch.stack(g[:0:-1])
 
 
 class REINFORCE(nn.Module):
@@ -288,29 +336,23 @@ class REINFORCE(nn.Module):
         "grad_norm": "Euclidean norm of the policy gradient",
         "episode_length": "mean length of the update's trajectories",
         "value_loss": "L(V) of the standardised returns, if V is the baseline [REINFORCE.6]",
+        "value_grad_norm": "Euclidean norm of V's gradient, if V is the baseline",
         "explained_variance": "1 - Var(G - V) / Var(G) before V is fitted; 1 is a perfect V, empty without V",
         "learning_rate": "Adam step size of the update",
     }
+    training_only = ("critic",)  # what act does without: not in policy.pt
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, args: Args):
         super().__init__()
-        obs_dim = flat_size(observation_space)
-        self.args = args
-        if isinstance(action_space, gym.spaces.Discrete):
-            self.actor = SoftmaxActor(obs_dim, action_space)
-        elif isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
-            self.actor = GaussianActor(obs_dim, action_space, args.log_std_init)
-        else:
-            raise UserError(f"actions {action_space} are neither discrete nor vectors: wrap the environment")
+        self.args, obs_dim = args, flat_size(observation_space)
+        self.actor = make_actor(obs_dim, action_space, args.log_std_init)
         self.critic = mlp(obs_dim, 1, gain=1.0)
         self.obs_stats = RunningMoments(obs_dim)
         self.return_stats = RunningMoments(1)
-        self.to(args.run.device)
-        # flat: all parameters of a network as one vector, which moves the network; actor and critic share none
-        self.optimizer = torch.optim.Adam([flat(self.actor)], args.learning_rate, eps=1e-5, fused=True)
-        self.value_optimizer = torch.optim.Adam([flat(self.critic)], args.learning_rate, eps=1e-5, fused=True)
-        self.gradient = gradient_function(self.loss, self.actor, args.run)
-        self.value_gradient = gradient_function(self.value_loss, self.critic, args.run)
+        self.to(args.device)
+        self.optimizer = torch.optim.Adam(self.actor.parameters(), args.learning_rate, eps=1e-5, fused=True)
+        self.value_optimizer = torch.optim.Adam(self.critic.parameters(), args.learning_rate, eps=1e-5, fused=True)
+        self.value_step = gradient_step(self.value_loss, self.value_optimizer, compile=False)
 
     def normalise(self, s: Tensor) -> Tensor:
         """Observations as the networks see them."""
@@ -331,31 +373,36 @@ class REINFORCE(nn.Module):
         """V(s) [n] of normalised s, in units of the return; the critic's output is standardised."""
         return self.return_stats.mean + self.return_stats.std() * self.critic(s).squeeze(-1)
 
-    def loss(self, s: Tensor, a: Tensor, w: Tensor):
-        """Minus sum_t w_t log pi(a_t | s_t): not J, but its gradient is that of J; s is normalised, w is [n]."""
-        logp, _ = self.actor.log_prob(s, a)
-        return -(w * logp).sum(), {}
-
-    def value_loss(self, s: Tensor, g: Tensor, weight: Tensor):
-        """L(V) [REINFORCE.6] and its metric; s is normalised, g [n] standardised, weight [n] 0 for filled-up rows."""
-        error = (self.critic(s).squeeze(-1) - g).square()
-        loss = (weight * error).sum() / weight.sum()  # L(V) = mean (V(s_t) - G_t)^2   [REINFORCE.6]
+    def value_loss(self, s: Tensor, g: Tensor):
+        """L(V) [REINFORCE.6] and its metric; s is normalised, g [n] standardised."""
+        loss = (self.critic(s).squeeze(-1) - g).square().mean()  # L(V) = mean (V(s_t) - G_t)^2   [REINFORCE.6]
         return loss, {"value_loss": loss}
 
-    def score(self, s: Tensor, a: Tensor, w: Tensor) -> Tensor:
-        """sum_t w_t grad log pi(a_t | s_t), as long as theta; s is normalised, w is [n]."""
-        return -sum(self.gradient(*chunk)[0] for chunk in chunks(s, a, w))
-
-    def returns(self, trajectories: list[Trajectory]) -> list[Tensor]:
-        """G_t [T] of each trajectory [REINFORCE.2]."""
+    def returns(self, r: Tensor, s_end: Tensor, terminal: Tensor, running: Tensor) -> Tensor:
+        """G_t [t, n] of rewards [t, n]; s_end [n, obs], terminal [n] are the ends of the episodes, running as in update."""
+        r = r * running
         if self.args.baseline == "value" and self.args.bootstrap:
-            v_end = self.value(self.normalise(torch.stack([tau.s_end for tau in trajectories]))).tolist()
-        else:
-            v_end = [0.0] * len(trajectories)
-        return [
-            rewards_to_go(tau.r, 0.0 if tau.terminal else v, self.args.gamma)
-            for tau, v in zip(trajectories, v_end, strict=True)
-        ]
+            last = running.sum(0).long() - 1
+            r[last, torch.arange(len(last))] += self.args.gamma * (1 - terminal) * self.value(s_end)
+        return rewards_to_go(r, self.args.gamma)
+
+    def advantages(self, s: Tensor, g: Tensor, running: Tensor) -> Tensor:
+        """G - b [t, n] of the returns G_t [t, n]; s is normalised, running as in update.
+
+        The optimal b differs for every parameter: policy_gradient subtracts it, and here it is that of the mean.
+        """
+        if self.args.estimator == "total-return":
+            g = g[:1].expand_as(g)  # G(tau) = sum_t gamma^t r_t   [REINFORCE.1]
+        if self.args.baseline == "value":
+            return g - self.value(s)  # b = V(s_t)   [REINFORCE.6]
+        if self.args.baseline in ("mean", "optimal"):
+            return g - ((g * running).sum(0) / running.sum(0)).mean()  # b = mean G   [REINFORCE.4]
+        return g
+
+    def score(self, logp: Tensor, w: Tensor) -> Tensor:
+        """sum_t w_t grad log pi(a_t | s_t), as one vector of theta's length."""
+        grads = torch.autograd.grad((w * logp).sum(), list(self.actor.parameters()), retain_graph=True)
+        return torch.cat([g.flatten() for g in grads])
 
     def optimal_baseline(self, score: Tensor, weighted: Tensor) -> Tensor:
         """The b of each parameter with which the gradient's variance is least; both [N, parameters].
@@ -367,79 +414,64 @@ class REINFORCE(nn.Module):
         b = (score * weighted).sum(0) / x2  # b = E[(sum_t grad log pi)^2 G] / E[(sum_t grad log pi)^2]   [REINFORCE.5]
         return b.where(x2 > 0, 0.0)
 
-    def policy_gradient(self, s: Tensor, a: Tensor, g: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The estimate of grad J, as long as theta, and the advantages G - b [n] in it.
-
-        s [n, obs], normalised, and a are the steps of all trajectories, g holds the G_t of each. The optimal b, which
-        is different for every parameter, is subtracted in the gradient; the advantages that go with it, which set the
-        gradient's scale, are those of the mean.
-        """
-        lengths = [len(g_t) for g_t in g]
-        if self.args.estimator == "total-return":
-            g = [g_t[:1].expand(len(g_t)) for g_t in g]  # G(tau) = sum_t gamma^t r_t   [REINFORCE.1]
-        adv = torch.cat(g)
-        if self.args.baseline in ("mean", "optimal"):
-            adv = adv - torch.stack([g_t.mean() for g_t in g]).mean()  # b = mean G   [REINFORCE.4]
-        elif self.args.baseline == "value":
-            adv = adv - self.value(s)  # b = V(s_t)   [REINFORCE.6]
+    def policy_gradient(self, logp: Tensor, adv: Tensor, running: Tensor) -> Tensor:
+        """The estimate of grad J as one vector of theta's length; logp, adv and running are [t, n]."""
         if self.args.baseline == "optimal":
-            tau = list(zip(s.split(lengths), a.split(lengths), g, strict=True))
-            score = torch.stack([self.score(s_t, a_t, torch.ones_like(g_t)) for s_t, a_t, g_t in tau])
-            weighted = torch.stack([self.score(s_t, a_t, g_t) for s_t, a_t, g_t in tau])
+            score = torch.stack([self.score(*x) for x in zip(logp.unbind(1), running.unbind(1), strict=True)])
+            weighted = [self.score(*x) for x in zip(logp.unbind(1), (running * adv).unbind(1), strict=True)]
+            weighted = torch.stack(weighted)
             total = (weighted - self.optimal_baseline(score, weighted) * score).sum(0)
         else:
-            total = self.score(s, a, adv)
-        gradient = total / len(g)  # grad J = 1/N sum_tau sum_t grad log pi(a_t | s_t) (G - b)   [REINFORCE.3]
+            total = self.score(logp, running * adv)
+        gradient = total / logp.shape[1]  # grad J = 1/N sum_tau sum_t grad log pi(a_t | s_t) (G - b)   [REINFORCE.3]
         if self.args.scale_gradient:
-            gradient = gradient / (len(adv) / len(g) * adv.square().mean().sqrt() + 1e-8)
-        return gradient, adv
+            rms = ((running * adv.square()).sum() / running.sum()).sqrt()
+            gradient = gradient / (running.sum(0).mean() * rms + 1e-8)
+        return gradient
 
-    def fit_value(self, s: Tensor, g: Tensor) -> Tensor:
-        """Fit V to the returns g [n] of normalised s; returns L(V), averaged over the minibatches."""
+    def fit_value(self, s: Tensor, g: Tensor) -> dict[str, Tensor]:
+        """Fit V to the returns g [k] of normalised s [k, obs] in minibatches of 256; returns the mean metrics."""
         self.return_stats.update(g.unsqueeze(-1))
         g = self.return_stats.standardise(g.unsqueeze(-1)).squeeze(-1)
-        losses = []
+        infos = []
         for _ in range(self.args.value_epochs):
-            order = torch.randperm(len(g), device=g.device)
-            for minibatch in chunks(s[order], g[order], torch.ones_like(g)):
-                gradient, info, _ = self.value_gradient(*minibatch)
-                descend(self.value_optimizer, gradient)
-                losses.append(info["value_loss"])
-        return torch.stack(losses).mean()
+            for rows in torch.randperm(len(g), device=g.device).split(256):
+                infos.append(self.value_step(s[rows], g[rows]))
+        return {name: torch.stack([info[name] for info in infos]).mean() for name in infos[0]}
 
-    def update(self, trajectories: list[Trajectory], progress: float) -> dict[str, Any]:
-        """One policy step on whole trajectories, then the fit of V; progress (0 to 1) is the share of the run over."""
-        args = self.args
-        lr = args.learning_rate * (1 - progress) if args.anneal_lr else args.learning_rate
+    def update(
+        self, s: Tensor, a: Tensor, r: Tensor, running: Tensor, s_end: Tensor, terminal: Tensor, progress: float
+    ) -> dict[str, Any]:
+        """One policy step on whole episodes, then the fit of V.
+
+        s, a, r are [t, n, ...]; running [t, n] is 1 up to the end of an episode and 0 after; s_end [n, obs] is the state
+        that it led to, terminal [n] tells termination from truncation; progress (0 to 1) is the share of the run over.
+        """
+        args, rows = self.args, running.bool()
+        lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
         self.optimizer.param_groups[0]["lr"] = self.value_optimizer.param_groups[0]["lr"] = lr
-        seen, a = (torch.cat([tau[k] for tau in trajectories]) for k in (0, 1))
-        s, g = self.normalise(seen), self.returns(trajectories)
+        seen, s = s[rows], self.normalise(s)
+        g = self.returns(r, self.normalise(s_end), terminal, running)
+        adv = self.advantages(s, g, running)
+        logp, entropy = self.actor.log_prob(s, a)
+        gradient = self.policy_gradient(logp, adv, running)
+        theta = list(self.actor.parameters())
+        for p, g_p in zip(theta, gradient.split([p.numel() for p in theta]), strict=True):
+            p.grad = -g_p.view_as(p)  # an optimiser descends
+        self.optimizer.step()  # theta <- theta + alpha grad J   [REINFORCE.7]
         with torch.no_grad():
-            logp_old, entropy = self.actor.log_prob(s, a)
-        gradient, adv = self.policy_gradient(s, a, g)
-        descend(self.optimizer, -gradient)  # theta <- theta + alpha grad J   [REINFORCE.7]
-        with torch.no_grad():
-            log_ratio = self.actor.log_prob(s, a)[0] - logp_old
-        info = {
-            "policy_loss": -(logp_old * adv).mean(), "entropy": entropy.mean(), "grad_norm": gradient.norm(),
-            "kl": (log_ratio.exp() - 1 - log_ratio).mean(), "episode_length": len(s) / len(g), "learning_rate": lr,
-        }  # fmt: skip
+            log_ratio = (self.actor.log_prob(s, a)[0] - logp)[rows]
+            info = {
+                "policy_loss": -(logp * adv)[rows].mean(), "entropy": entropy[rows].mean(), "grad_norm": gradient.norm(),
+                "kl": (log_ratio.exp() - 1 - log_ratio).mean(), "episode_length": running.sum(0).mean(), "learning_rate": lr,
+            }  # fmt: skip
         if args.baseline == "value":  # after the policy's step: V must not know the returns it is subtracted from
-            g = torch.cat(g)
+            s, g = s[rows], g[rows]
             info["explained_variance"] = 1 - (g - self.value(s)).var(correction=0) / (g.var(correction=0) + 1e-8)
-            info["value_loss"] = self.fit_value(s, g)
-        if args.norm_obs:  # after the update: the trajectories were made with the old statistics
+            info |= self.fit_value(s, g)
+        if args.norm_obs:  # after the update: the episodes were made with the old statistics
             self.obs_stats.update(seen)
         return info
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What state_dict() holds beside parameters and buffers."""
-        return {"optimizer": self.optimizer.state_dict(), "value_optimizer": self.value_optimizer.state_dict()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Counterpart of get_extra_state."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.value_optimizer.load_state_dict(state["value_optimizer"])
 
 
 # ======================================================================================================================
@@ -447,902 +479,499 @@ class REINFORCE(nn.Module):
 # ======================================================================================================================
 
 
-class Episodes:
-    """Collects the trajectories of one update: the first `wanted` episodes that are *started*, however long they last.
+# ======================================================================================================================
+# 4 Training loop
+# ======================================================================================================================
 
-    Taking the first that end would prefer short episodes, and so would dropping those that a fixed number of steps
-    cuts. An environment whose episode ends starts another that counts as long as fewer than `wanted` are started; what
-    it does after that, until the last counted episode ends, is discarded (but counted as environment steps, and its
-    finished episodes are in train.csv). Part of the checkpoint, so that a run may be interrupted inside a batch.
+
+def collect(agent: nn.Module, envs: VectorEnvs, device: str) -> list[Tensor]:
+    """One whole episode of every environment, all started together; the first to end go on until the last does.
+
+    Returns what REINFORCE.update takes: s, a, r, running, s_end, terminal.
     """
-
-    def __init__(self, wanted: int, num_envs: int, device: str):
-        self.wanted, self.num_envs, self.device = wanted, num_envs, device
-        self.clear()
-
-    def clear(self) -> None:
-        """Start a batch: nothing counts before an environment's next first step."""
-        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # s [n, obs], a [n, ...], r [n] of every step
-        self.started = 0
-        self.first_row: list[int | None] = [None] * self.num_envs  # of the counted episode that an environment is in
-        self.ended: list[tuple[int, int, int, Tensor, bool]] = []  # environment, rows from, to; s_end, terminal
-
-    def add(self, first: np.ndarray, s: Tensor, a: Tensor, r: np.ndarray, s2: np.ndarray, terminal, done) -> None:
-        """Take in one step of every environment, arguments [n, ...]; first tells where s begins an episode."""
-        for i in np.flatnonzero(first):
-            interrupted = self.first_row[i] is not None  # by a resume that had to start a new episode: that one counts
-            if interrupted or self.started < self.wanted:
-                self.started += not interrupted
-                self.first_row[i] = len(self.rows)
-        self.rows.append((s, a.cpu(), torch.from_numpy(r)))
-        for i in np.flatnonzero(done):
-            if self.first_row[i] is not None:
-                s_end = torch.from_numpy(s2[i].copy())
-                self.ended.append((int(i), self.first_row[i], len(self.rows), s_end, bool(terminal[i])))
-                self.first_row[i] = None
-
-    def complete(self) -> bool:
-        """Whether all counted episodes have ended."""
-        return len(self.ended) == self.wanted
-
-    def take(self) -> list[Trajectory]:
-        """The trajectories of a complete batch; starts the next one."""
-        s, a, r = (torch.stack(column).to(self.device) for column in zip(*self.rows, strict=True))
-        trajectories = [
-            Trajectory(s[begin:end, i], a[begin:end, i], r[begin:end, i], s_end.to(self.device), terminal)
-            for i, begin, end, s_end, terminal in self.ended
-        ]
-        self.clear()
-        return trajectories
-
-    def state_dict(self) -> dict[str, Any]:
-        """The unfinished batch."""
-        columns = [torch.stack(column) for column in zip(*self.rows, strict=True)]
-        return {"columns": columns, "started": self.started, "first_row": self.first_row, "ended": self.ended}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Counterpart of state_dict."""
-        self.rows = list(zip(*(column.unbind() for column in state["columns"]), strict=True))
-        self.started, self.first_row, self.ended = state["started"], state["first_row"], state["ended"]
+    envs.reset()
+    rows, running = [], np.ones(envs.num_envs, dtype=bool)
+    s_end, terminal_end = envs.obs.copy(), running.copy()
+    while running.any():
+        s = torch.from_numpy(envs.obs)
+        a = agent.explore(s.to(device))
+        s2, r, terminal, done = envs.step(agent.actor.to_env(a))
+        rows.append((s, a, torch.from_numpy(r), torch.from_numpy(running)))
+        ended = running & done
+        s_end[ended], terminal_end[ended] = s2[ended], terminal[ended]
+        running = running & ~done
+    s, a, r, was_running = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
+    return [s, a, r, was_running.float(), *(torch.from_numpy(x).float().to(device) for x in (s_end, terminal_end))]
 
 
 def train(args: Args) -> Path:
-    """Train from scratch or from `args.run.resume`; returns the run folder."""
-    prepare(args)
-    envs = VectorEnvs(args.env_id, args.num_envs, args.seed)
+    """Train from scratch or from `args.resume`; returns the run folder."""
+    args = prepare(args)
+    envs = VectorEnvs(args.env_id, args.num_envs)
+    if envs.vector.get_attr("spec")[0].max_episode_steps is None:
+        raise UserError(
+            f"--env-id {args.env_id} has no time limit to end its episodes: register it with max_episode_steps"
+        )
     agent = REINFORCE(envs.observation_space, envs.action_space, args)
-    episodes = Episodes(args.episodes_per_update, args.num_envs, args.run.device)
-    run = Run(args, agent, envs, episodes=episodes)
-    info: dict[str, Tensor] = {}
-    while envs.steps < args.total_timesteps:
-        # collect: an unfinished last batch ends with the run and is not learned from
-        first, s = envs.lengths == 0, torch.from_numpy(envs.obs)
-        a = agent.explore(s.to(args.run.device))
-        s2, r, terminal, done = envs.step(agent.actor.to_env(a))
-        # remember
-        episodes.add(first, s, a, r, s2, terminal, done)
-        # learn
-        if episodes.complete():
-            begun = envs.steps - len(episodes.rows) * args.num_envs
-            info = agent.update(episodes.take(), begun / args.total_timesteps)
-            if not done.all():  # some are inside an episode that was begun with the old policy
-                envs.restart(seeds(args.seed, 3 + envs.steps, args.num_envs))
-        # report, save
-        run.report(info)
-    return run.finish()
+    with Run(args, agent, envs) as run:
+        for end in run.segments(None):
+            while envs.steps < end:
+                progress = envs.steps / run.total
+                # collect: the last batch of episodes is finished, even if the run gets a little longer
+                episodes = collect(agent, envs, args.device)
+                # learn
+                info = agent.update(*episodes, progress)
+                # report
+                run.report(info)
+    return run.folder
 
 
 # ======================================================================================================================
-# 5 Shared blocks: the same text in every file that has them
+# 5 Machinery: environments, evaluation, run folder, command line; the same text in every file
 # ======================================================================================================================
-
-
-@dataclass
-class RunArgs:
-    """Where and how the run is executed, measured and saved; the same in every algorithm."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the networks live; auto is cuda where there is one, else cpu."""
-    threads: Annotated[int, Range(1)] = 1
-    """CPU threads of PyTorch (>= 1); two runs of one thread finish more work than one run of two."""
-    compile: bool = True
-    """Compile the gradient functions with torch.compile: 10 to 40 s at the start, faster steps after."""
-    run_dir: str | None = None
-    """Run folder; default runs/ENV_ID/ALGORITHM/SEED-TIME. An existing run is never overwritten."""
-    eval_every: Annotated[int, Range(1)] = 20_000
-    """Environment steps between evaluations (>= 1); the first is at step 0, the last at total-timesteps."""
-    eval_episodes: Annotated[int, Range(1)] = 10
-    """Episodes of an evaluation: deterministic policy, own environments, the same start seeds each time (>= 1)."""
-    checkpoint_every: Annotated[int, Range(1)] = 50_000
-    """Environment steps between checkpoints (>= 1); one is also saved at the end and on Ctrl-C or SIGTERM."""
-    log_every: Annotated[int, Range(1)] = 1_000
-    """Environment steps between rows of metrics.csv (>= 1)."""
-    resume: str | None = None
-    """Run folder to continue with its own settings; only total-timesteps, device, threads, compile, checkpoint-every,
-    log-every, capture-video and the options of Weights & Biases may change."""
-    evaluate: str | None = None
-    """Run folder whose saved policy to evaluate, instead of training."""
-    capture_video: bool = False
-    """Film as mp4, in the folder's videos/: the evaluated episodes, or one episode of a finished training."""
-    track: bool = False
-    """Also log to Weights & Biases (`pip install wandb`; WANDB_MODE=offline works)."""
-    wandb_project_name: str = "gradus"
-    """Weights & Biases project."""
-    wandb_entity: str | None = None
-    """Weights & Biases team; default your own."""
 
 
 class Range(NamedTuple):
     """Closed interval of a setting's valid values, written in its annotation."""
 
     low: float
-    high: float = float("inf")
+    high: float = sys.float_info.max
 
 
 class UserError(Exception):
-    """Input that cannot work. The message says what, the value and the remedy; main prints it and exits with 2."""
+    """Input that cannot work: the message says what, the value and the remedy. The command line exits with 2."""
 
 
-# ---- learning --------------------------------------------------------------------------------------------------------
+class Diverged(Exception):
+    """A number of the run became NaN or infinite. The command line exits with 1."""
 
 
-def flat(module: nn.Module) -> Tensor:
-    """All parameters of a module as one vector theta, of which they become views: what moves theta moves the module.
-
-    An optimiser makes one step on one vector several times faster than on many small tensors. Moving the module to
-    another device or type afterwards would break the tie.
-    """
-    theta = nn.utils.parameters_to_vector(module.parameters()).detach()
-    nn.utils.vector_to_parameters(theta, module.parameters())
-    return theta
+def require_finite(step: int, **values: Any) -> None:
+    """Raise Diverged, with its name, if one of the values (tensors, arrays, numbers) is NaN or infinite."""
+    for name, value in values.items():
+        if not (value.isfinite() if isinstance(value, Tensor) else np.isfinite(value)).all():
+            raise Diverged(f"{name} became NaN or infinite at step {step}: the last good checkpoint is kept")
 
 
-def gradient_function(loss: Callable, module: nn.Module, run: RunArgs, max_norm: float = float("inf")) -> Callable:
-    """Return f(*batch) -> (gradient, info, norm) of a loss(*batch) -> (scalar, info), compiled if the run says so.
-
-    The gradient is that with respect to all parameters of `module`, as one vector; what the loss merely passes through
-    (a critic, on the way to the actor) gets none. norm is its Euclidean norm before it is scaled down to `max_norm`.
-    """
-
-    def gradient_of(*batch: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        value, info = loss(*batch)
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(module.parameters()))])
-        norm = gradient.norm()
-        if max_norm < float("inf"):
-            gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        return gradient, {name: x.detach() for name, x in info.items()}, norm
-
-    # One graph of forward and backward; a shape is compiled for itself, so that results never depend on earlier shapes.
-    return torch.compile(gradient_of, fullgraph=True, dynamic=False) if run.compile else gradient_of
-
-
-def descend(optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
-    """One step of an optimiser of a single vector along the given gradient."""
-    optimizer.param_groups[0]["params"][0].grad = gradient
-    optimizer.step()
+def seeds(*entropy: int, n: int) -> list[int]:
+    """n well-separated seeds that follow from the given numbers; the first of them do not depend on n."""
+    return [int(x) for x in np.random.SeedSequence(entropy).generate_state(n)]
 
 
 # ---- environments ----------------------------------------------------------------------------------------------------
 
 
-def flat_size(space: gym.Space) -> int:
-    """Length of a flat observation. Raises UserError for images and other spaces."""
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        raise UserError(f"observations {space} are not flat vectors: wrap the environment in FlattenObservation")
-    return space.shape[0]
+def make_env(env_id: str, evaluation: bool = False, render_mode: str | None = None) -> gym.Env:
+    """The environment `Name-v0` or `module:Name-v0`. Wrappers belong here, that shape rewards `if not evaluation`.
 
-
-def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """gymnasium.make, with the current folder importable. Raises UserError if there is no such environment.
-
-    Observations that are a dictionary of vectors (goals, say) are joined to one vector, in the order of their keys.
+    Observations that are a dictionary (of goals, say) are joined to one vector, in the order of their keys. Raises
+    UserError if there is no such environment.
     """
-    module, _, name = env_id.rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    if env_id not in gym.registry:
+        with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
+            importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves, with a notice
     try:
-        if module:
-            importlib.import_module(module)
-        elif name not in gym.registry and version("gymnasium-robotics"):
-            with contextlib.redirect_stderr(io.StringIO()):  # a notice on tasks of other versions than is installed
-                importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves when imported
-        env = gym.make(name, **kwargs)
-    except (gym.error.Error, ImportError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        remedy = "`gymnasium.pprint_registry()` lists what there is"
-        if isinstance(error, ModuleNotFoundError):
-            remedy = "install it or run from the folder that holds it"
-        raise UserError(f"--env-id {env_id}: {reason}; {remedy}") from error
-    space = env.observation_space
-    vectors = isinstance(space, gym.spaces.Dict) and all(
-        isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in space.values()
-    )
-    return gym.wrappers.FlattenObservation(env) if vectors else env
-
-
-def seeds(seed: int, stream: int, n: int) -> list[int]:
-    """n well-separated seeds; streams keep training (0), evaluation (1) and restarts (2 and up) apart."""
-    return [int(x) for x in np.random.SeedSequence([seed, stream]).generate_state(n)]
+        env = gym.make(env_id, render_mode=render_mode)
+    except (gym.error.Error, ImportError, AttributeError) as error:
+        if isinstance(error, AttributeError) and not isinstance(error.obj, type(sys)):
+            raise  # a fault inside the environment, not a module without its class
+        remedy = "`gymnasium.pprint_registry()` lists what there is, own modules are looked for in the current folder"
+        raise UserError(f"--env-id {env_id}: {' '.join(str(error).split()).rstrip('.')}; {remedy}") from error
+    return gym.wrappers.FlattenObservation(env) if isinstance(env.observation_space, gym.spaces.Dict) else env
 
 
 class VectorEnvs:
-    """`num_envs` copies of an environment stepped together, each with its own seed; counts steps over all of them.
+    """`num_envs` copies of an environment stepped together.
 
-    obs [n, obs] (float32) is where each environment is now, steps the number of steps so far over all of them, and
-    finished the episodes (steps, return, length) that ended since the list was last emptied. Raises UserError if there
-    is no such environment or its observations are not flat vectors.
+    obs [n, obs] (float32) is where each environment is now, steps the number of steps so far over all of them, finished
+    the episodes that ended since the list was last emptied, as (environment, step, {return, length[, success]}). When
+    steps reach cut_at, every episode is cut, as by a time limit.
     """
 
-    def __init__(self, env_id: str, num_envs: int, seed: int):
-        make = [lambda: make_env(env_id)] * num_envs
-        self.vector = gym.vector.SyncVectorEnv(make, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-        self.observation_space = self.vector.single_observation_space
-        self.action_space = self.vector.single_action_space
-        flat_size(self.observation_space)
-        self.seed, self.steps = seed, 0
-        self.finished: list[tuple[int, float, int]] = []
-        self.restart(seeds(seed, 0, num_envs))
+    def __init__(self, env_id: str, num_envs: int, **kwargs: Any):
+        mode = gym.vector.AutoresetMode.SAME_STEP
+        make = [lambda: make_env(env_id, **kwargs)] * num_envs
+        self.vector = gym.vector.SyncVectorEnv(make, copy=False, autoreset_mode=mode)  # or AsyncVectorEnv
+        self.observation_space, self.action_space = (
+            self.vector.single_observation_space,
+            self.vector.single_action_space,
+        )
+        self.num_envs, self.steps, self.cut_at = num_envs, 0, math.inf
 
-    def restart(self, env_seeds: list[int]) -> None:
+    def reset(self, env_seeds: list[int] | None = None) -> None:
         """Start a new episode in every environment."""
-        for env, env_seed in zip(self.vector.envs, env_seeds, strict=True):
-            env.action_space.seed(env_seed)
         self.obs = np.array(self.vector.reset(seed=env_seeds)[0], dtype=np.float32)
-        self.returns, self.lengths = np.zeros(len(env_seeds)), np.zeros(len(env_seeds), dtype=np.int64)
+        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        self.finished: list[tuple[int, int, dict[str, float]]] = []
 
     def step(self, actions: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Step every environment and start a new episode where one ended (Gymnasium's SAME_STEP autoreset).
 
         actions: [n, act] in environment units, or [n] integers.
         Returns (s2 [n, obs], r [n], terminal [n], done [n]): s2 is the state that the step led to, the final one of an
-        episode included; terminal is true termination, done is termination or truncation.
+        episode included; terminal is true termination, done is termination or truncation. Raises Diverged.
         """
         a = actions.cpu().numpy()
-        if not np.isfinite(a).all():
-            sys.exit(
-                f"error: the policy gave an action of NaN or inf after step {self.steps}: the run stops; its last "
-                "checkpoint is kept (a lower --learning-rate may help)"
-            )
+        require_finite(self.steps, action=a)
         obs, r, terminal, truncated, info = self.vector.step(a)
-        self.obs = np.array(obs, dtype=np.float32)
-        s2, done = self.obs, terminal | truncated
-        self.steps += len(r)
+        self.obs = s2 = np.array(obs, dtype=np.float32)
+        self.steps += self.num_envs
         self.returns += r
         self.lengths += 1
+        done = terminal | truncated
         if done.any():
-            s2 = self.obs.copy()
+            s2 = s2.copy()
             for i in np.flatnonzero(done):
                 s2[i] = info["final_obs"][i]
-                self.finished.append((self.steps, float(self.returns[i]), int(self.lengths[i])))
+                episode = {"return": float(self.returns[i]), "length": int(self.lengths[i])}
+                if "is_success" in info["final_info"]:
+                    episode["success"] = int(info["final_info"]["is_success"][i])
+                self.finished.append((i, self.steps, episode))
                 self.returns[i] = self.lengths[i] = 0
-        if not math.isfinite(r.sum() + s2.sum() + self.obs.sum()):
-            sys.exit(
-                f"error: the environment gave a reward or observation of NaN or inf at step {self.steps}: the run "
-                "stops; its last checkpoint is kept (look into the environment)"
-            )
-        return s2, r.astype(np.float32), terminal.copy(), done
+        require_finite(self.steps, observation=s2, reward=r)
+        return s2, r.astype(np.float32), terminal.copy(), done | (self.steps >= self.cut_at)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Counters, and the state of each environment (None where one holds things that cannot be saved)."""
+
+def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str) -> list[dict[str, float]]:
+    """n episodes of the deterministic policy, as many at a time as there are environments."""
+    agent.eval()
+    episodes = []
+    for k in range(0, n, envs.num_envs):
+        envs.reset(seeds(seed, 1, n=k + envs.num_envs)[k:])
+        first: dict[int, dict[str, float]] = {}  # what an environment does after its first episode does not count
+        while len(first) < envs.num_envs:
+            envs.step(agent.act(torch.from_numpy(envs.obs).to(device)))
+            first = {i: episode for i, _, episode in reversed(envs.finished)}
+            if envs.lengths.max() == 100_000:
+                raise UserError("an episode has no end after 100000 steps: register it with max_episode_steps")
+        episodes += [first[i] for i in range(envs.num_envs)]
+    agent.train()
+    return episodes[:n]
+
+
+def summary(episodes: list[dict[str, float]]) -> str:
+    """What a list of evaluated episodes came to, for people."""
+    r = np.array([episode["return"] for episode in episodes])
+    text = f"return mean {r.mean():.2f}, std {r.std():.2f}, min {r.min():.2f}, max {r.max():.2f}"
+    return text + (f", success {np.mean([x['success'] for x in episodes]):.2f}" if "success" in episodes[0] else "")
+
+
+def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
+    """Environments for evaluation; one that is filmed (--capture-video) or shown (--render), where that is possible."""
+    if args.capture_video or args.render:
         try:
-            envs = [environment_state(env) for env in self.vector.envs]
-        except UnsavableState as error:
-            envs = str(error)
-        return {
-            "steps": self.steps, "envs": envs, "obs": encode(self.obs),
-            "returns": encode(self.returns), "lengths": encode(self.lengths),
-        }  # fmt: skip
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Counterpart of state_dict; starts new episodes, and says so, if the environments' state was not saved."""
-        self.steps = state["steps"]
-        if isinstance(state["envs"], str):
-            print(f"resume: this environment's state cannot be saved ({state['envs']}), so new episodes start here")
-            self.restart(seeds(self.seed + self.steps, 2, len(self.vector.envs)))
-            return
-        for env, env_state in zip(self.vector.envs, state["envs"], strict=True):
-            restore_environment(env, env_state)
-        self.obs, self.returns, self.lengths = (decode(state[name]) for name in ("obs", "returns", "lengths"))
-
-
-class UnsavableState(Exception):
-    """An environment holds an object that is neither plain data nor known to be constant."""
-
-
-def encode(x: Any) -> Any:
-    """Plain data with NumPy arrays as tensors (copied), as checkpoints hold it. Raises UnsavableState for the rest."""
-    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biuf" and x.dtype.itemsize <= 8:
-        return torch.from_numpy(np.array(x))
-    if type(x) is dict and all(type(key) in (bool, int, float, str) for key in x):
-        return {key: encode(value) for key, value in x.items()}
-    if type(x) in (list, tuple):
-        return type(x)(encode(value) for value in x)
-    if x is None or type(x) in (bool, int, float, str):
-        return x
-    raise UnsavableState(f"it holds a {type(x).__name__}")
-
-
-def decode(x: Any) -> Any:
-    """Counterpart of encode; a tensor without dimensions becomes a NumPy scalar."""
-    if isinstance(x, Tensor):
-        return x.numpy().copy()[()]
-    if isinstance(x, dict):
-        return {key: decode(value) for key, value in x.items()}
-    return type(x)(decode(value) for value in x) if isinstance(x, list | tuple) else x
-
-
-CONSTANT_CLASSES = {"Space", "EnvSpec", "MjModel", "MujocoRenderer", "module", "function", "type", "MujocoModelNames"}
-
-
-def environment_state(env: gym.Env) -> list[dict[str, Any]]:
-    """Everything that decides an environment's future: for each wrapper, and the environment inside, its attributes.
-
-    Of a simulator (MjData) every array is kept, not only mj_getState's: Ant and Humanoid also read body positions left
-    by the last step. Raises UnsavableState if an attribute is not plain data.
-    """
-    layers = []
-    for layer in wrappers(env):
-        state = {}
-        for name, value in (vars(layer) | {"action_space": layer.action_space}).items():
-            kinds = {cls.__name__ for cls in type(value).__mro__}
-            if isinstance(value, np.random.Generator):
-                state[name] = encode(value.bit_generator.state)
-            elif isinstance(value, gym.Space):
-                state[name] = encode(value._np_random.bit_generator.state if value._np_random is not None else None)
-            elif "MjData" in kinds:
-                state[name] = {"time": value.time} | {key: encode(array) for key, array in simulator_arrays(value)}
-            elif not isinstance(value, gym.Env) and not kinds & CONSTANT_CLASSES:
-                state[name] = encode(value)
-        layers.append(state)
-    return layers
-
-
-def restore_environment(env: gym.Env, layers: list[dict[str, Any]]) -> None:
-    """Counterpart of environment_state, on a freshly reset environment of the same kind."""
-    for layer, state in zip(wrappers(env), layers, strict=True):
-        for name, saved in state.items():
-            value = getattr(layer, name, None)
-            if isinstance(value, np.random.Generator):
-                value.bit_generator.state = decode(saved)
-            elif isinstance(value, gym.Space):
-                if saved is not None:
-                    value.np_random.bit_generator.state = decode(saved)
-            elif "MjData" in {cls.__name__ for cls in type(value).__mro__}:
-                value.time = saved["time"]
-                for key, array in simulator_arrays(value):
-                    if key in saved and array.shape == saved[key].shape:  # others are rebuilt by the next step
-                        array[...] = saved[key].numpy()
-            else:
-                new = decode(saved)
-                arrays = isinstance(value, np.ndarray) and isinstance(new, np.ndarray) and value.flags.writeable
-                if arrays and (value.shape, value.dtype) == (new.shape, new.dtype):
-                    value[...] = new  # in place: another attribute may be a view of it
-                else:
-                    setattr(layer, name, new)
-
-
-def wrappers(env: gym.Env) -> list[gym.Env]:
-    """The environment's wrappers from the outside in, and last the environment itself."""
-    return [env, *wrappers(env.env)] if isinstance(env, gym.Wrapper) else [env]
-
-
-def simulator_arrays(data: Any) -> list[tuple[str, np.ndarray]]:
-    """The named numeric arrays of a MuJoCo MjData, which are views of the simulator's memory."""
-    values = [(name, getattr(data, name)) for name in dir(data) if not name.startswith("_")]
-    return [(name, value) for name, value in values if isinstance(value, np.ndarray) and value.size]
-
-
-# ---- evaluation ------------------------------------------------------------------------------------------------------
-
-
-class Episode(NamedTuple):
-    """Outcome of one evaluation episode; success is None where the environment does not report it."""
-
-    ret: float
-    length: int
-    success: bool | None
-
-
-def evaluate(agent: nn.Module, envs: list[gym.Env], episode_seeds: list[int], device: str) -> list[Episode]:
-    """Run the deterministic policy for one episode per seed, on several environments at a time."""
-    waiting = list(enumerate(episode_seeds))[::-1]
-    episodes: dict[int, Episode] = {}
-    active: dict[int, list] = {}  # environment -> [episode, observation, return, length]
-    while waiting or active:
-        for i in range(len(envs)):
-            if i not in active and waiting:
-                k, episode_seed = waiting.pop()
-                active[i] = [k, envs[i].reset(seed=episode_seed)[0], 0.0, 0]
-        s = torch.from_numpy(np.stack([obs for _, obs, _, _ in active.values()]).astype(np.float32))
-        actions = agent.act(s.to(device)).cpu().numpy()
-        for i, a in zip(list(active), actions, strict=True):
-            obs, r, terminated, truncated, info = envs[i].step(a)
-            k, _, ret, length = active[i]
-            if length >= 100_000:
-                sys.exit("error: an episode has not ended after 100000 steps: register it with max_episode_steps")
-            active[i] = [k, obs, ret + float(r), length + 1]
-            if terminated or truncated:
-                success = bool(info["is_success"]) if "is_success" in info else None
-                episodes[k] = Episode(ret + float(r), length + 1, success)
-                del active[i]
-    return [episodes[k] for k in sorted(episodes)]
-
-
-def film(env_id: str, folder: Path, step: int) -> gym.Env | None:
-    """An environment that films its episodes into folder; None, with one line of why, where that is impossible."""
-    name = f"step-{step}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
-            test = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
-            for backend in ("egl", "osmesa"):  # tried in another process: a backend that fails may not be replaced
-                if not subprocess.run(test, env=os.environ | {"MUJOCO_GL": backend}, capture_output=True).returncode:
-                    os.environ["MUJOCO_GL"] = backend
-                    break
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # for one, that the folder exists: the name tells the films apart
-            env = make_env(env_id, render_mode="rgb_array")
-            env.reset()
-            env.render()
-            return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda k: True, name_prefix=name)
-    except Exception as error:  # whatever a renderer may lack: the run itself is not to fail for it
-        reason = " ".join(str(error).split()).rstrip(".")
-        print(f"no video: {reason} (MuJoCo's environments need the system library libegl1 or libosmesa6)")
-        return None
+            mode = "rgb_array" if args.capture_video else "human"
+            envs = VectorEnvs(args.env_id, 1, evaluation=True, render_mode=mode)
+            envs.reset()
+            envs.vector.render()
+            if args.capture_video:  # every other episode: between them are those that follow the end of one
+                film = {"episode_trigger": lambda k: k % 2 == 0, "name_prefix": f"step-{step}-{time.time():.0f}"}
+                envs.vector = gym.wrappers.vector.RecordVideo(envs.vector, str(folder / "videos"), **film)
+            return envs
+        except Exception as error:  # whatever a renderer may lack: a run is not to fail for its film
+            print(f"no video: {' '.join(str(error).split())} (MuJoCo needs the system library libegl1 or libosmesa6)")
+    return VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
 
 
 # ---- the run folder --------------------------------------------------------------------------------------------------
 
+# settings that change nothing in what is computed
+FREE = {"device", "threads", "compile", "log_every", "capture_video", "render", "track", "wandb_project_name",
+        "wandb_entity", "run_dir", "resume", "evaluate"}  # fmt: skip
 
-class Run:
-    """The run folder of a training: logs, evaluations, checkpoints, resume, progress.
 
-    Built last, when everything else is known to work: it creates the folder, or with `args.run.resume` brings `agent`,
-    `envs`, the other `parts` (anything with state_dict and load_state_dict), all random generators and the log files
-    back to the last checkpoint. Raises UserError if the folder exists already, is in use, or does not fit.
+class Run(contextlib.AbstractContextManager):
+    """The run folder of a training: logs, evaluations, checkpoints, resume, progress. Used as `with Run(...) as run:`.
+
+    Made last, when everything else is known to work: it creates the folder, or with `args.resume` brings the agent, its
+    optimisers, the replay memory and the logs back to the last checkpoint. Raises UserError if the folder exists
+    already, is in use, or does not fit.
     """
 
-    def __init__(self, args: Any, agent: nn.Module, envs: VectorEnvs, **parts: Any):
-        self.args, self.agent, self.envs = args, agent, envs
-        self.parts = {"agent": agent, "envs": envs, **parts}
-        self.algorithm = type(agent).__name__.lower()
-        self.eval_envs = [make_env(args.env_id) for _ in range(min(args.run.eval_episodes, 10))]
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        default = f"runs/{args.env_id.replace(':', '-')}/{self.algorithm}/{args.seed}-{stamp}"
-        self.folder = Path(args.run.resume or args.run.run_dir or default)
-        checkpoint = self.open_folder()
-        self.seconds = checkpoint["seconds"] if checkpoint else 0.0
-        for name in self.logs:  # rows written after the checkpoint are written again
-            if (path := self.folder / name).exists():
-                os.truncate(path, checkpoint["logs"][name] if checkpoint else 0)
-            self.logs[name] = open(path, "a", newline="")  # noqa: SIM115 (closed by finish)
-        if checkpoint:
-            for name, part in self.parts.items():
-                part.load_state_dict(checkpoint[name])
-        self.start_logging()
-        if checkpoint:
-            restore_generators(checkpoint["generators"], args.run.device)
-        else:
-            self.evaluate()
-
-    def open_folder(self) -> dict[str, Any] | None:
-        """Create the folder, or lock the one to resume and return its checkpoint if there is one."""
-        config, history = {}, []
-        self.logs: dict[str, Any] = {"eval.csv": None, "train.csv": None, "metrics.csv": None}
-        if self.args.run.resume:
-            config = read_config(self.folder)
-            history = config["history"]
-        elif any((self.folder / name).exists() for name in ("config.json", "checkpoint.pt", *self.logs)):
-            raise UserError(f"{self.folder} exists already: choose another --run-dir, or continue it with --resume")
+    def __init__(self, args: Any, agent: nn.Module, envs: VectorEnvs, memory: Any = None):
+        self.args, self.agent, self.envs, self.seconds = args, agent, envs, 0.0
+        self.total = -(-args.total_timesteps // args.num_envs) * args.num_envs
+        optimizers = {name: x for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
+        self.parts = {"agent": agent, **optimizers} | ({"memory": memory} if memory else {})
+        self.eval_envs = VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
+        self.folder = Path(args.resume or args.run_dir or new_folder(args, agent))
+        config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
+        if args.resume:
+            config, saved = read_config(self.folder, type(agent), type(args))
+            refuse_changes(saved, args, FREE | {"total_timesteps", "checkpoint_every"})
+        elif self.folder.exists() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
+            raise UserError(f"{self.folder} holds a run already: choose another --run-dir, or continue with --resume")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = os.open(self.folder, os.O_RDONLY)
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.access(self.folder, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except BlockingIOError as error:
-            raise UserError(f"{self.folder} is being trained by another process: wait for it or stop it") from error
-        except OSError as error:
-            raise UserError(f"cannot write {self.folder} ({error.strerror}): choose another --run-dir") from error
-        checkpoint = load_checkpoint(self.folder) if (self.folder / "checkpoint.pt").exists() else None
-        if self.args.run.resume and not checkpoint:
-            print(f"resume: {self.folder} has no checkpoint yet, so it starts again from step 0")
-        steps = checkpoint["envs"]["steps"] if checkpoint else 0
-        if checkpoint and steps >= self.args.total_timesteps:
-            raise UserError(f"{self.folder} is complete at step {steps}: raise --total-timesteps to train on")
-        script = Path(sys.modules[type(self.agent).__module__].__file__)
-        session = {
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "from_step": steps,
-            "command": ["python", *sys.argv],
-            "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
-            "git_commit": git_commit(script.parent),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-            "platform": f"{platform.system()} {platform.machine()}",
-            "device": self.args.run.device,
-        }
-        if history and history[0]["script_sha256"] != session["script_sha256"]:
-            print(f"resume: {script.name} has changed since this run was started, so results may differ")
-        settings = asdict(self.args)
-        settings["run"] |= {"resume": None, "run_dir": str(self.folder)}
-        config |= {"algorithm": self.algorithm, "args": settings, "history": [*history, session]}
-        write_atomically(self.folder / "config.json", lambda f: f.write(json.dumps(config, indent=2).encode()))
-        return checkpoint
+            self.lock = FileLock(self.folder / ".lock", is_singleton=True)
+            self.lock.acquire(timeout=0)
+        except OSError as error:  # a time-out, too
+            reason = error.strerror or "another process trains there"
+            raise UserError(f"cannot use {self.folder} ({reason}): choose another --run-dir") from error
+        path = self.folder / "checkpoint.pt"
+        self.restore(read(path) if path.exists() else {"logs": {}})
+        self.record(config)
+        if args.track:
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
+            keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
+            importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps + 1 if envs.steps else None)
+        self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
+        self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
+        self.started = time.perf_counter() - self.seconds
 
-    def start_logging(self) -> None:
-        """Open TensorBoard, Weights & Biases and the progress line, and catch Ctrl-C and SIGTERM."""
-        args = self.args
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from torch.utils.tensorboard import SummaryWriter
-        purge = self.envs.steps + 1 if self.envs.steps else 0  # forget the steps that are run again: after a checkpoint
-        self.tensorboard = SummaryWriter(str(self.folder), purge_step=purge)
-        self.wandb = None
-        if args.run.track:
-            import wandb
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go back to a checkpoint, if there is one, otherwise to the start."""
+        for path in self.folder.glob("*.csv"):  # rows written after the checkpoint are written again
+            if path.stat().st_size < saved["logs"].get(path.name, 0):
+                raise UserError(f"{path} has lost rows since the last checkpoint: restore a copy")
+            os.truncate(path, saved["logs"].get(path.name, 0))
+        if "step" in saved:
+            self.envs.steps, self.seconds = saved["step"], saved["seconds"]
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name] if name == "memory" else copy.deepcopy(saved[name]))  # frees the file
 
-            name = f"{self.algorithm}-{args.env_id}-{args.seed}"
-            run_id = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-            self.wandb = wandb.init(
-                project=args.run.wandb_project_name, entity=args.run.wandb_entity, name=name, id=run_id,
-                resume="allow", config=asdict(args), dir=str(self.folder),
-            )  # fmt: skip
-        for name, columns in {"train.csv": ["step", "return", "length"], "metrics.csv": self.metric_columns()}.items():
-            if self.logs[name].tell() == 0:
-                csv.writer(self.logs[name]).writerow(columns)
-        self.stop = 0
-        self.handlers = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.bar = tqdm(
-            total=args.total_timesteps, initial=self.envs.steps, desc=f"{self.algorithm} {args.env_id}", unit=" steps",
-            disable=not sys.stderr.isatty(), dynamic_ncols=True,
-        )  # fmt: skip
-        self.begun = self.reported = self.logged = self.envs.steps
-        self.started = self.logged_at = time.perf_counter()
-        self.last_return = self.last_evaluation = float("nan")
+    def record(self, config: dict[str, Any]) -> None:
+        """Write config.json: settings, command, versions and the script's hash."""
+        script = globals().get("__file__")  # a notebook has none
+        sha256 = script and hashlib.sha256(Path(script).read_bytes()).hexdigest()
+        if config.get("script_sha256", sha256) != sha256:
+            print("the script has changed since this run was started, so results may differ")
+        packages = ("torch", "numpy", "gymnasium", "gymnasium_robotics", "mujoco")
+        versions = {name: sys.modules[name].__version__ for name in packages if name in sys.modules}
+        config |= {"args": asdict(replace(self.args, run_dir=str(self.folder), resume=None)), "script_sha256": sha256}
+        config |= {"versions": {"python": sys.version.split()[0]} | versions}
+        config |= {"commands": [*config.get("commands", []), ["python", *sys.argv]]}  # of every start
+        write_atomically(self.folder / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
 
-    def metric_columns(self) -> list[str]:
-        """Columns of metrics.csv; the agent documents its own in `metrics`."""
-        return ["step", "seconds", "steps_per_second", *self.agent.metrics]
-
-    def request_stop(self, number: int, _frame: Any) -> None:
-        """Signal handler: stop at the next report; a second signal ends the process at once."""
-        self.stop = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def report(self, info: dict[str, Tensor]) -> None:
-        """After every step or rollout: log, evaluate and save what is due; `info` holds the latest metrics."""
-        steps, run = self.envs.steps, self.args.run
-        finished = steps >= self.args.total_timesteps
-
-        def due(every: int) -> bool:
-            return finished or steps // every > self.reported // every
-
-        for step, ret, length in self.envs.finished:
-            csv.writer(self.logs["train.csv"]).writerow([step, ret, length])
-            self.tensorboard.add_scalar("train/return", ret, step)
-            self.last_return = ret
-        self.envs.finished.clear()
-        self.bar.update(steps - self.reported)
-        if due(run.log_every):
-            self.log(info)
-            self.bar.set_postfix_str(self.status(), refresh=False)
-        if due(run.eval_every):
-            self.evaluate()
-        if due(run.checkpoint_every) or self.stop:
-            self.save()
-        self.reported = steps
-        if self.stop and not finished:
-            self.bar.close()
-            print(f"\nstopped at step {steps}; to continue: python {sys.argv[0]} --resume {self.folder}")
-            sys.exit(128 + self.stop)
-
-    def log(self, info: dict[str, Tensor]) -> None:
-        """One row of metrics.csv. Ends the run if a metric is not finite."""
-        steps, now = self.envs.steps, time.perf_counter()
-        metrics = {name: float(value) for name, value in info.items()}
-        self.require_finite(metrics.items())
-        speed = (steps - self.logged) / (now - self.logged_at)
-        self.logged, self.logged_at = steps, now
-        row = {"step": steps, "seconds": round(self.seconds + now - self.started, 3), **metrics}
-        row["steps_per_second"] = round(speed, 1)
-        csv.DictWriter(self.logs["metrics.csv"], self.metric_columns()).writerow(row)
-        for name, value in (metrics | {"steps_per_second": speed}).items():
-            self.tensorboard.add_scalar(f"metrics/{name}", value, steps)
-        if self.wandb:
-            returns = {} if np.isnan(self.last_return) else {"train/return": self.last_return}
-            self.wandb.log({f"metrics/{name}": value for name, value in metrics.items()} | returns, step=steps)
-        for file in self.logs.values():
-            file.flush()
-
-    def evaluate(self) -> None:
-        """Evaluate the deterministic policy: one row per episode in eval.csv, and the mean everywhere else."""
-        steps, run = self.envs.steps, self.args.run
-        episodes = evaluate(self.agent, self.eval_envs, seeds(self.args.seed, 1, run.eval_episodes), run.device)
-        with_success = episodes[0].success is not None
-        writer = csv.writer(self.logs["eval.csv"])
-        if self.logs["eval.csv"].tell() == 0:
-            writer.writerow(["step", "episode", "return", "length"] + ["success"] * with_success)
-        for k, (ret, length, success) in enumerate(episodes):
-            writer.writerow([steps, k, ret, length] + [int(success or 0)] * with_success)
-        self.logs["eval.csv"].flush()
-        self.last_evaluation = float(np.mean([episode.ret for episode in episodes]))
-        self.tensorboard.add_scalar("eval/return", self.last_evaluation, steps)
-        if self.wandb:
-            self.wandb.log({"eval/return": self.last_evaluation}, step=steps)
-        if self.bar.disable:  # no terminal: a line now and then
-            rate = (steps - self.begun) / (time.perf_counter() - self.started)
-            left = tqdm.format_interval((self.args.total_timesteps - steps) / rate) if rate else "?"
-            where = f"{self.algorithm} {self.args.env_id}: step {steps}/{self.args.total_timesteps}"
-            print(f"{where}, {rate:.0f} steps/s, {left} left, {self.status()}", flush=True)
-
-    def status(self) -> str:
-        """The last returns, for the progress line."""
-        returns = ["-" if np.isnan(x) else f"{x:.1f}" for x in (self.last_return, self.last_evaluation)]
-        return f"last return {returns[0]}, evaluation {returns[1]}"
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all. Ends the run instead if a parameter is not finite."""
-        self.require_finite(self.agent.named_parameters())
-        for file in self.logs.values():
-            file.flush()
-            os.fsync(file.fileno())
-        self.tensorboard.flush()
-        checkpoint = {
-            "algorithm": self.algorithm,
-            "seconds": self.seconds + time.perf_counter() - self.started,
-            "logs": {name: file.tell() for name, file in self.logs.items()},
-            "generators": generator_states(self.args.run.device),
-            **{name: part.state_dict() for name, part in self.parts.items()},
-        }
-        write_atomically(self.folder / "checkpoint.pt", lambda f: torch.save(checkpoint, f))
-
-    def require_finite(self, values: Iterable[tuple[str, Any]]) -> None:
-        """End the run, keeping the last good checkpoint, if one of the named values is NaN or infinite."""
-        for name, value in values:
-            if not torch.as_tensor(value).isfinite().all():
-                sys.exit(
-                    f"error: {name} became NaN or infinite before step {self.envs.steps}: the run stops; the last good "
-                    f"checkpoint is kept in {self.folder} (a lower --learning-rate may help)"
-                )
-
-    def finish(self) -> Path:
-        """Close the run; returns its folder."""
+    def __exit__(self, error: type | None, *_: Any) -> None:
+        """Close the run; after Ctrl-C or an error, say how to go on."""
+        step = self.envs.steps
+        if error:
+            start = "the last checkpoint" if (self.folder / "checkpoint.pt").exists() else "step 0"
+            print(f"\nstopped at step {step}: python {sys.argv[0]} --resume {self.folder} goes on from {start}")
+        else:
+            if self.args.capture_video or self.args.render:
+                evaluate(self.agent, evaluation_envs(self.args, self.folder, step), self.args.seed, 1, self.args.device)
+            print(f"done at step {step}: everything is in {self.folder}")
         self.bar.close()
         self.tensorboard.close()
-        if self.args.run.capture_video and (env := film(self.args.env_id, self.folder / "videos", self.envs.steps)):
-            evaluate(self.agent, [env], seeds(self.args.seed, 1, 1), self.args.run.device)
-            env.close()
-        if self.wandb:
-            self.wandb.finish()
-        for file in self.logs.values():
-            file.close()
-        os.close(self.lock)
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        print(f"done: evaluation {self.last_evaluation:.1f} at step {self.envs.steps}; everything is in {self.folder}")
-        return self.folder
+        self.lock.release()
+
+    def segments(self, unit: int | None) -> Iterator[int]:
+        """Yield the step at which each segment of about `checkpoint_every` steps ends, and save when it has ended.
+
+        A segment begins with seeding and resetting everything from (seed, step) and ends like a time limit, so that
+        there is nothing to restore but the checkpoint. Its length is a multiple of `unit` steps; None is for a loop
+        that looks at its end between whole episodes only: then none is cut.
+        """
+        args, limit = self.args, self.eval_envs.vector.envs[0].spec.max_episode_steps
+        size = -(-args.checkpoint_every // (unit or 1)) * (unit or 1)
+        if size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
+            print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
+        if not self.envs.steps:
+            self.evaluate()
+        while self.envs.steps < self.total:
+            seed_generators(args.seed, self.envs.steps)
+            self.envs.reset(seeds(args.seed, 0, self.envs.steps, n=args.num_envs))
+            end = min((self.envs.steps // size + 1) * size, self.total)
+            self.envs.cut_at = end if unit else math.inf
+            yield end
+            self.save()
+
+    def report(self, info: dict[str, Any]) -> None:
+        """After every step or rollout: log and evaluate what is due; info holds the latest metrics."""
+        step, before, args = self.envs.steps, self.reported, self.args
+        self.bar.update(step - before)
+        self.reported = step
+        for _, end, episode in self.envs.finished:
+            self.write("train", {"step": end} | episode)
+        self.envs.finished.clear()
+        if step // args.log_every > before // args.log_every or step >= self.total:
+            metrics = {name: float(value) for name, value in info.items()}
+            require_finite(step, **metrics)
+            if unknown := metrics.keys() - self.agent.metrics.keys():
+                raise KeyError(f"{type(self.agent).__name__}.metrics does not describe {unknown}: add a line for each")
+            (logged, then), now = self.logged, time.perf_counter()
+            row = {"step": step, "seconds": now - self.started, "steps_per_second": (step - logged) / (now - then)}
+            self.write("metrics", row | dict.fromkeys(self.agent.metrics) | metrics)
+            self.logged = step, now
+        if step // args.eval_every > before // args.eval_every or step >= self.total:
+            self.evaluate()
+
+    def write(self, log: str, row: dict[str, Any], scalars: bool = True) -> None:
+        """Add a row to a csv file, below a header if it is the first, and its numbers to TensorBoard."""
+        with open(self.folder / f"{log}.csv", "a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        for name, value in row.items():
+            if scalars and name != "step" and value is not None:
+                self.tensorboard.add_scalar(f"{log}/{name}", value, row["step"])
+
+    def evaluate(self) -> None:
+        """Evaluate the deterministic policy: a row per episode in eval.csv, means elsewhere; save it as policy.pt."""
+        step, args, self.eval_envs.steps = self.envs.steps, self.args, self.envs.steps
+        require_finite(step, **dict(self.agent.named_parameters()))
+        episodes = evaluate(self.agent, self.eval_envs, args.seed, args.eval_episodes, args.device)
+        for k, episode in enumerate(episodes):
+            self.write("eval", {"step": step, "episode": k} | episode, scalars=False)
+        for name in episodes[0]:
+            self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode[name] for episode in episodes]), step)
+        self.bar.write(f"step {step}/{self.total}: {summary(episodes)}")
+        kept = {k: v for k, v in self.agent.state_dict().items() if not k.startswith(self.agent.training_only)}
+        write_atomically(self.folder / "policy.pt", lambda file: torch.save({"step": step, "policy": kept}, file))
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all; never one with a parameter that is NaN or infinite."""
+        require_finite(self.envs.steps, **dict(self.agent.named_parameters()))
+        logs = {}
+        for path in self.folder.glob("*.csv"):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+            logs[path.name] = path.stat().st_size
+        checkpoint = {"step": self.envs.steps, "seconds": time.perf_counter() - self.started, "logs": logs,
+                      **{name: part.state_dict() for name, part in self.parts.items()}}  # fmt: skip
+        write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
 
 
-PACKAGES = ("torch", "gymnasium", "mujoco", "numpy")
-
-
-def version(package: str) -> str | None:
-    """Version of an installed package, None if it is not installed."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
-def git_commit(folder: Path) -> str | None:
-    """Commit that the folder's repository is at, None outside a repository or without git."""
-    if not shutil.which("git"):
-        return None
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
-    return None if git.returncode else git.stdout.strip()
+def new_folder(args: Any, agent: nn.Module) -> Path:
+    """A folder for a run, named after task, algorithm, seed, the settings that are not the defaults, and time."""
+    values = {f.name: getattr(args, f.name) for f in fields(args) if getattr(args, f.name) != f.default}
+    changes = [f"{name}={value}" for name, value in values.items() if name not in FREE | {"env_id", "seed"}]
+    name = (
+        "-".join([str(args.seed), *changes])[:100] + time.strftime("-%Y%m%d-%H%M%S-") + f"{time.time_ns() % 10**6:06d}"
+    )
+    return Path("runs", args.env_id.replace(":", "-"), type(agent).__name__.lower(), name.replace("/", "_"))
 
 
 def write_atomically(path: Path, write: Callable) -> None:
     """write(file) to a temporary name, flush to disk, rename: path is the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
+    with open(path.with_name(path.name + ".tmp"), "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A .json or .pt file of a run folder. Raises UserError if it is missing or damaged."""
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise UserError(f"{path} is missing or damaged: name a run's folder, or restore a copy") from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a run folder. Raises UserError if there is none or it is not one of ours."""
+def read_config(folder: Path, agent_class: type, args_class: type) -> tuple[dict[str, Any], Any]:
+    """config.json of a run and the settings in it. Raises UserError unless it is there and fits this script."""
+    config = read(folder / "config.json")
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a run folder (no readable config.json): name the folder of a run") from error
-    if not isinstance(config, dict) or not {"algorithm", "args", "history"} <= config.keys():
-        raise UserError(f"{folder}/config.json is not that of a run: name the folder of a run")
-    return config
+        if config["algorithm"] != agent_class.__name__.lower():
+            raise UserError(f"{folder} is a run of {config['algorithm']}: use {config['algorithm']}.py")
+        return config, args_class(**config["args"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}/config.json does not fit this script ({error}): use the one of then") from error
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """checkpoint.pt of a run folder, on the CPU. Raises UserError if it is missing or damaged."""
-    try:
-        return torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no checkpoint.pt yet: nothing to load") from error
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder}/checkpoint.pt is damaged: restore a copy or train again in a new folder") from error
+def refuse_changes(before: Any, after: Any, free: set[str]) -> None:
+    """Raise UserError if two settings differ in a field that is not free to change."""
+    for name, value in asdict(after).items():
+        if value != getattr(before, name) and name not in free:
+            flag = f"--{name.replace('_', '-')} {value}"
+            raise UserError(f"{flag} differs from the run's {getattr(before, name)}: leave it out, or start a new run")
 
 
-def generator_states(device: str) -> dict[str, Any]:
-    """State of the global generators of Python, NumPy and PyTorch, that of the device included."""
-    return {
-        "python": random.getstate(),
-        "numpy": encode(np.random.get_state(legacy=False)),
-        "torch": torch.get_rng_state(),
-        "device": {"cuda": torch.cuda, "mps": torch.mps}[device].get_rng_state() if device != "cpu" else None,
-    }
-
-
-def restore_generators(states: dict[str, Any], device: str) -> None:
-    """Counterpart of generator_states; a run that goes on on another kind of device draws other numbers there."""
-    random.setstate(states["python"])
-    np.random.set_state(decode(states["numpy"]))
-    torch.set_rng_state(states["torch"].clone())
-    if device != "cpu" and states["device"] is not None:
-        {"cuda": torch.cuda, "mps": torch.mps}[device].set_rng_state(states["device"].clone())
+def load_policy(
+    folder: str, agent_class: type, args_class: type, device: str = "cpu"
+) -> tuple[nn.Module, gym.Env, int]:
+    """The last evaluated policy of a run folder (config.json and policy.pt are enough), its environment, its step."""
+    _, args = read_config(Path(folder), agent_class, args_class)
+    env, saved = make_env(args.env_id, evaluation=True), read(Path(folder, "policy.pt"))
+    agent = agent_class(env.observation_space, env.action_space, replace(args, device=device, compile=False))
+    agent.load_state_dict(agent.state_dict() | saved["policy"])
+    return agent.eval(), env, saved["step"]
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
-def prepare(args: Any) -> None:
-    """Check the settings, choose the device, seed all generators. Raises UserError; creates nothing."""
-    for settings in (args, args.run):
-        for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
-            value = getattr(settings, name)
-            for low, high in (m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range)):
-                if value is not None and not low <= value <= min(high, sys.float_info.max):
-                    valid = f"at least {low}" if high == float("inf") else f"{low} to {high}"
-                    raise UserError(f"--{name.replace('_', '-')} {value} is out of range: use {valid}")
-    if args.total_timesteps % args.num_envs:
-        whole = -(-args.total_timesteps // args.num_envs) * args.num_envs
-        raise UserError(
-            f"--total-timesteps {args.total_timesteps} is not a multiple of --num-envs {args.num_envs}: use {whole}"
-        )
+def seed_generators(*entropy: int) -> None:
+    """Seed the global generators of PyTorch, NumPy and Python."""
+    for seed_one, value in zip((torch.manual_seed, np.random.seed, random.seed), seeds(*entropy, n=3), strict=True):
+        seed_one(value)
+
+
+def prepare(args: Any) -> Any:
+    """The settings, checked, with device and compile decided; seeds everything. Raises UserError; creates nothing."""
+    for name, hint in get_type_hints(type(args), include_extras=True).items():
+        value, flag = getattr(args, name), name.replace("_", "-")
+        for low, high in getattr(hint, "__metadata__", ()):
+            if value is not None and not low <= value <= high:
+                valid = f"{low} to {high}" if high < sys.float_info.max else f"at least {low}"
+                raise UserError(f"--{flag} {value} is out of range: use {valid}")
+        if value == "":
+            raise UserError(f"--{flag} '' is empty: leave it out or give it a value")
     args.check()
-    run = args.run
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if run.device == "auto":
-        run.device = "cuda" if present["cuda"] else "cpu"
-    if not present[run.device]:
-        raise UserError(f"--device {run.device} is not present here: use --device cpu or auto")
-    if run.track and version("wandb") is None:
-        raise UserError("--track needs Weights & Biases: `pip install wandb`")
-    if run.track and os.environ.get("WANDB_MODE", "online") == "online":
-        import wandb
-
-        if not wandb.api.api_key:
-            raise UserError("--track: Weights & Biases knows no API key: run `wandb login`, or set WANDB_MODE=offline")
-    if run.compile:
-        header = Path(sysconfig.get_path("include"), "Python.h").exists()
-        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
-        if run.device == "mps" or not (header and compiler):
-            print("not compiling (needs a C++ compiler, Python headers, and cpu or cuda): slower, otherwise the same")
-            run.compile = False
-    if run.compile:
-        torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of the compiled graph
-        torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
-    torch.set_num_threads(run.threads)
-    warnings.filterwarnings("ignore", message="The value of the smallest subnormal")  # true, because of the next line
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise UserError(f"--device {device} is not present here: use --device cpu or auto")
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise UserError("--track needs Weights & Biases: pip install wandb")
+    torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of a compiled function
+    torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
+    torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    torch.manual_seed(args.seed % 2**63)
-    np.random.seed(args.seed % 2**32)
-    random.seed(args.seed)
-
-
-def command_line(args_class: type, defaults: Any = None) -> Any:
-    """tyro.cli, with its error box condensed to one line. Raises UserError."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            description = sys.modules[args_class.__module__].__doc__
-            return tyro.cli(args_class, default=defaults, description=description, config=(tyro.conf.OmitArgPrefixes,))
-    except SystemExit as exit:
-        if not exit.code:
-            raise
-        # the text between the title's rule and the next one; the box is of ASCII where the terminal is not UTF-8
-        box = re.search(
-            r"^(?:╭| ---)[^\n]*\n(.*?)\n(?:╰|[ │]+(?:───|---)|\s*\Z)", errors.getvalue(), re.DOTALL | re.MULTILINE
-        )
-        message = " ".join((box[1] if box else errors.getvalue()).replace("│", " ").split())
-        no_integer = r"invalid literal for int\(\) with base 10: (\S+)"  # 1e6, say
-        message = re.sub(no_integer, r"\1 is no whole number, write digits only, as in 1000000", message)
-        similar = re.search(r"Perhaps you meant:\s+\W*(--[\w-]+)", errors.getvalue())
-        hint = f" (perhaps you meant {similar[1]})" if similar else ""
-        raise UserError(f"{message.rstrip('.')}{hint}: see --help") from exit
-
-
-def parse(args_class: type, algorithm: str) -> Any:
-    """Settings from the command line; those of a run folder to resume or evaluate come from its config.json."""
-    args = command_line(args_class)
-    if args.run.resume and args.run.evaluate:
-        raise UserError("--resume and --evaluate exclude each other: use one")
-    for name in ("run_dir", "resume", "evaluate"):
-        if getattr(args.run, name) == "":
-            raise UserError(f"--{name.replace('_', '-')} '' is empty: name a folder")
-    folder = args.run.resume or args.run.evaluate
-    if not folder:
-        return args
-    config = read_config(Path(folder))
-    if config["algorithm"] != algorithm:
-        raise UserError(f"{folder} is a run of {config['algorithm']}, not {algorithm}: use {config['algorithm']}.py")
-    try:
-        saved = args_class(**{**config["args"], "run": RunArgs(**config["args"]["run"])})
-    except TypeError as error:
-        raise UserError(f"{folder}/config.json does not fit this script ({error}): use the one of then") from error
-    if args.run.evaluate:  # may happen on another machine, and films only if this command line says so
-        saved.run.device, saved.run.capture_video = "auto", False
-    args = command_line(args_class, saved)
-    before, after = (asdict(a)["run"] | asdict(a) | {"run": None} for a in (saved, args))
-    free = {"device", "threads", "eval_episodes", "seed", "capture_video", "evaluate"}
-    if args.run.resume:
-        free = {"device", "threads", "compile", "checkpoint_every", "log_every", "capture_video", "resume",
-                "total_timesteps", "track", "wandb_project_name", "wandb_entity"}  # fmt: skip
-    for name in after:
-        if before[name] != after[name] and name not in free:
-            raise UserError(
-                f"--{name.replace('_', '-')} {after[name]} differs from the run's {before[name]}: leave it out, "
-                "or start a new run"
-            )
+    for known in ("The value of the smallest subnormal", ".*is out of date"):  # by the line above; the user's choice
+        warnings.filterwarnings("ignore", message=known)
+    seed_generators(args.seed)
+    args = replace(args, device=device)
+    if args.compile:
+        try:
+            torch.compile(torch.neg)(torch.ones(1, device=device))
+        except Exception as error:  # whatever a compiler may lack
+            print(f"not compiling ({str(error).splitlines()[0]}): slower, otherwise the same")
+            args.compile = False
     return args
 
 
-def evaluate_saved(args: Any, agent_class: type[nn.Module]) -> None:
-    """Evaluate the policy of the run folder `args.run.evaluate` and print the returns' statistics."""
-    folder, run = Path(args.run.evaluate), args.run
-    run.compile = False
-    prepare(args)
-    checkpoint = load_checkpoint(folder)
-    steps = checkpoint["envs"]["steps"]
-    env = film(args.env_id, folder / "videos", steps) if run.capture_video else None
-    envs = [env] if env else [make_env(args.env_id) for _ in range(min(run.eval_episodes, 10))]
-    agent = agent_class(envs[0].observation_space, envs[0].action_space, args)
-    agent.load_state_dict(checkpoint["agent"])
-    episodes = evaluate(agent, envs, seeds(args.seed, 1, run.eval_episodes), run.device)
-    returns = np.array([episode.ret for episode in episodes])
-    print(
-        f"{args.env_id}, step {steps}, {len(returns)} episodes: return "
-        f"mean {returns.mean():.2f}, std {returns.std():.2f}, min {returns.min():.2f}, max {returns.max():.2f}"
-    )
-    if episodes[0].success is not None:
-        print(f"success rate {np.mean([episode.success for episode in episodes]):.2f}")
-    if env:
-        env.close()
-        print(f"videos in {folder / 'videos'}")
+def parse(args_class: type, agent_class: type) -> Any:
+    """Settings from the command line; what it leaves out of a run to resume or evaluate comes from its config.json."""
+    # 1e6 is a whole number, too
+    words = [re.sub(r"(^|=)(\d[\d.]*[eE]\+?\d+)$", lambda m: f"{m[1]}{float(m[2]):.15g}", x) for x in sys.argv[1:]]
+    args = tyro.cli(args_class, args=words, description=__doc__)
+    if args.resume and args.evaluate:
+        raise UserError("--resume and --evaluate exclude each other: use one")
+    if args.resume or args.evaluate:
+        _, saved = read_config(Path(args.resume or args.evaluate), agent_class, args_class)
+        saved = replace(saved, device="auto", capture_video=saved.capture_video and not args.evaluate)
+        args = tyro.cli(args_class, args=words, description=__doc__, default=saved)
+        if args.evaluate:
+            refuse_changes(saved, args, FREE | {"seed", "eval_episodes"})
+    return args
 
 
-def main(args_class: type, agent_class: type[nn.Module], train: Callable) -> None:
-    """Entry point of the command line; user errors become one line and exit code 2."""
+def main(args_class: type, agent_class: type, train: Callable) -> None:
+    """Entry point of the command line: trains, or with --evaluate prints the returns of the saved policy."""
+    sys.path.append(os.getcwd())  # for own environments
     try:
-        args = parse(args_class, agent_class.__name__.lower())
-        if args.run.evaluate:
-            evaluate_saved(args, agent_class)
+        args = parse(args_class, agent_class)
+        if args.evaluate:
+            args = prepare(args)
+            agent, _, step = load_policy(args.evaluate, agent_class, args_class, args.device)
+            envs = evaluation_envs(args, Path(args.evaluate), step)
+            episodes = evaluate(agent, envs, args.seed, args.eval_episodes, args.device)
+            envs.vector.close()
+            print(f"{args.env_id}, step {step}, {len(episodes)} episodes: {summary(episodes)}")
         else:
             train(args)
-    except UserError as error:
+    except (UserError, Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # before the run catches Ctrl-C itself
-        sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        with contextlib.suppress(OSError):  # where stderr is a file on the same disk
-            message = "free some space, then continue with --resume (the last checkpoint is whole)"
-            print(f"error: the disk is full: {message}", file=sys.stderr, flush=True)
-        sys.exit(os.EX_IOERR)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 # ======================================================================================================================
