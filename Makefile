@@ -1,6 +1,6 @@
 # make help       what there is
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart report test lint sync clean
+.PHONY: help setup quickstart report test mutants lint sync clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,6 +31,9 @@ report: setup  ## All tables and pictures of the committed results, README's tab
 
 test: setup  ## All tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+mutants: setup  ## Break the algorithms in many small ways; fails if the tests miss one (some 20 minutes)
+	@$(BIN)/python tests/mutants.py
 
 lint: setup  ## Style of the code
 	$(BIN)/ruff check .

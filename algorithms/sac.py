@@ -35,6 +35,8 @@ Deviations from the papers, each with its reason:
   * V_psi and pi learn from the same a~, after the step of the critics and not before it: one pass serves both.
   * 8 environments, stepped together and followed by 8 updates, not 1 and 1: there is still one update per environment
     step, and more steps per second. `--num-envs 1` is the papers' loop.
+  * Every `checkpoint_every` steps all episodes are cut, as by a time limit: nothing but the agent and its memory needs
+    saving, and a resumed run is exactly the uninterrupted one.
 
     python sac.py --env-id Hopper-v5 --seed 1
     python sac.py --evaluate runs/Hopper-v5/sac/RUN --eval-episodes 20
@@ -255,9 +257,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
             grads = [scale * g for g in grads]
         return grads, {name: x.detach() for name, x in info.items()} | {norm_name: norm}
 
-    if (
-        compile
-    ):  # one graph of forward and backward; each shape for itself, so that results never depend on earlier ones
+    if compile:  # one graph of forward and backward; each shape for itself, so that no result depends on earlier ones
         gradients = torch.compile(gradients, fullgraph=True, dynamic=False)
 
     def step(*batch: Tensor) -> dict[str, Tensor]:
@@ -499,7 +499,7 @@ def seeds(*entropy: int, n: int) -> list[int]:
 # ---- environments ----------------------------------------------------------------------------------------------------
 
 
-def make_env(env_id: str, evaluation: bool = False, render_mode: str | None = None) -> gym.Env:
+def make_env(env_id: str, evaluation: bool = False, **kwargs: Any) -> gym.Env:
     """The environment `Name-v0` or `module:Name-v0`. Wrappers belong here, that shape rewards `if not evaluation`.
 
     Observations that are a dictionary (of goals, say) are joined to one vector, in the order of their keys. Raises
@@ -509,9 +509,10 @@ def make_env(env_id: str, evaluation: bool = False, render_mode: str | None = No
         with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves, with a notice
     try:
-        env = gym.make(env_id, render_mode=render_mode)
-    except (gym.error.Error, ImportError, AttributeError) as error:
-        if isinstance(error, AttributeError) and not isinstance(error.obj, type(sys)):
+        env = gym.make(env_id, **kwargs)
+    except (gym.error.Error, ImportError, AttributeError, ValueError) as error:
+        known = isinstance(error, gym.error.Error | ImportError) or env_id.count(":") > 1
+        if not known and not isinstance(getattr(error, "obj", None), type(sys)):
             raise  # a fault inside the environment, not a module without its class
         remedy = "`gymnasium.pprint_registry()` lists what there is, own modules are looked for in the current folder"
         raise UserError(f"--env-id {env_id}: {' '.join(str(error).split()).rstrip('.')}; {remedy}") from error
@@ -527,13 +528,10 @@ class VectorEnvs:
     """
 
     def __init__(self, env_id: str, num_envs: int, **kwargs: Any):
-        mode = gym.vector.AutoresetMode.SAME_STEP
-        make = [lambda: make_env(env_id, **kwargs)] * num_envs
-        self.vector = gym.vector.SyncVectorEnv(make, copy=False, autoreset_mode=mode)  # or AsyncVectorEnv
-        self.observation_space, self.action_space = (
-            self.vector.single_observation_space,
-            self.vector.single_action_space,
-        )
+        make, mode = lambda: make_env(env_id, **kwargs), gym.vector.AutoresetMode.SAME_STEP
+        self.vector = gym.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)  # or AsyncVectorEnv
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
         self.num_envs, self.steps, self.cut_at = num_envs, 0, math.inf
 
     def reset(self, env_seeds: list[int] | None = None) -> None:
@@ -588,18 +586,23 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
 
 
 def summary(episodes: list[dict[str, float]]) -> str:
-    """What a list of evaluated episodes came to, for people."""
-    r = np.array([episode["return"] for episode in episodes])
-    text = f"return mean {r.mean():.2f}, std {r.std():.2f}, min {r.min():.2f}, max {r.max():.2f}"
-    return text + (f", success {np.mean([x['success'] for x in episodes]):.2f}" if "success" in episodes[0] else "")
+    """Mean and standard deviation of everything that is known of evaluated episodes."""
+    columns = {name: [episode[name] for episode in episodes] for name in episodes[0]}
+    return ", ".join(f"{name} {np.mean(x):.2f} +- {np.std(x):.2f}" for name, x in columns.items())
 
 
 def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
     """Environments for evaluation; one that is filmed (--capture-video) or shown (--render), where that is possible."""
     if args.capture_video or args.render:
+        headless = sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+        if headless:
+            os.environ.setdefault("MUJOCO_GL", "egl")
         try:
-            mode = "rgb_array" if args.capture_video else "human"
-            envs = VectorEnvs(args.env_id, 1, evaluation=True, render_mode=mode)
+            if headless and not args.capture_video:
+                raise RuntimeError("there is no screen")
+            envs = VectorEnvs(
+                args.env_id, 1, evaluation=True, render_mode="rgb_array" if args.capture_video else "human"
+            )
             envs.reset()
             envs.vector.render()
             if args.capture_video:  # every other episode: between them are those that follow the end of one
@@ -632,12 +635,14 @@ class Run(contextlib.AbstractContextManager):
         optimizers = {name: x for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
         self.parts = {"agent": agent, **optimizers} | ({"memory": memory} if memory else {})
         self.eval_envs = VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
-        self.folder = Path(args.resume or args.run_dir or new_folder(args, agent))
         config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
+        self.folder = Path(args.resume or args.run_dir or new_folder(args, config["algorithm"]))
         if args.resume:
-            config, saved = read_config(self.folder, type(agent), type(args))
-            refuse_changes(saved, args, FREE | {"total_timesteps", "checkpoint_every"})
-        elif self.folder.exists() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
+            config = read(self.folder / "config.json")
+            refuse_changes(
+                read_args(self.folder, type(agent), type(args)), args, {"total_timesteps", "checkpoint_every"}
+            )
+        elif self.folder.is_dir() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
             raise UserError(f"{self.folder} holds a run already: choose another --run-dir, or continue with --resume")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -653,33 +658,37 @@ class Run(contextlib.AbstractContextManager):
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
             keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
             importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
-        self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps + 1 if envs.steps else None)
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps and envs.steps + 1)
         self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
         self.started = time.perf_counter() - self.seconds
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to a checkpoint, if there is one, otherwise to the start."""
-        for path in self.folder.glob("*.csv"):  # rows written after the checkpoint are written again
-            if path.stat().st_size < saved["logs"].get(path.name, 0):
+        for path in (self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")):
+            length = saved["logs"].get(path.name, 0)
+            if (path.stat().st_size if path.exists() else 0) < length:
                 raise UserError(f"{path} has lost rows since the last checkpoint: restore a copy")
-            os.truncate(path, saved["logs"].get(path.name, 0))
+            if path.exists():
+                os.truncate(path, length)  # rows written after the checkpoint are written again
         if "step" in saved:
             self.envs.steps, self.seconds = saved["step"], saved["seconds"]
             for name, part in self.parts.items():
                 part.load_state_dict(saved[name] if name == "memory" else copy.deepcopy(saved[name]))  # frees the file
 
     def record(self, config: dict[str, Any]) -> None:
-        """Write config.json: settings, command, versions and the script's hash."""
+        """Write config.json: settings, versions, the script's hash and the command of every start."""
         script = globals().get("__file__")  # a notebook has none
         sha256 = script and hashlib.sha256(Path(script).read_bytes()).hexdigest()
         if config.get("script_sha256", sha256) != sha256:
             print("the script has changed since this run was started, so results may differ")
-        packages = ("torch", "numpy", "gymnasium", "gymnasium_robotics", "mujoco")
-        versions = {name: sys.modules[name].__version__ for name in packages if name in sys.modules}
-        config |= {"args": asdict(replace(self.args, run_dir=str(self.folder), resume=None)), "script_sha256": sha256}
-        config |= {"versions": {"python": sys.version.split()[0]} | versions}
-        config |= {"commands": [*config.get("commands", []), ["python", *sys.argv]]}  # of every start
+        packages = {"torch", "numpy", "gymnasium", "gymnasium_robotics", "mujoco"} & sys.modules.keys()
+        versions = {name: sys.modules[name].__version__ for name in sorted(packages)} | {
+            "python": sys.version.split()[0]
+        }
+        settings = asdict(replace(self.args, run_dir=str(self.folder), resume=None))
+        commands = [*config.get("commands", []), ["python", *sys.argv]]
+        config |= {"args": settings, "script_sha256": sha256, "versions": versions, "commands": commands}
         write_atomically(self.folder / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
 
     def __exit__(self, error: type | None, *_: Any) -> None:
@@ -692,8 +701,8 @@ class Run(contextlib.AbstractContextManager):
             if self.args.capture_video or self.args.render:
                 evaluate(self.agent, evaluation_envs(self.args, self.folder, step), self.args.seed, 1, self.args.device)
             print(f"done at step {step}: everything is in {self.folder}")
-        self.bar.close()
-        self.tensorboard.close()
+        for part in (self.bar, self.tensorboard, self.envs.vector, self.eval_envs.vector):
+            part.close()
         self.lock.release()
 
     def segments(self, unit: int | None) -> Iterator[int]:
@@ -703,7 +712,7 @@ class Run(contextlib.AbstractContextManager):
         there is nothing to restore but the checkpoint. Its length is a multiple of `unit` steps; None is for a loop
         that looks at its end between whole episodes only: then none is cut.
         """
-        args, limit = self.args, self.eval_envs.vector.envs[0].spec.max_episode_steps
+        args, limit = self.args, self.eval_envs.vector.get_attr("spec")[0].max_episode_steps
         size = -(-args.checkpoint_every // (unit or 1)) * (unit or 1)
         if size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
@@ -764,6 +773,7 @@ class Run(contextlib.AbstractContextManager):
     def save(self) -> None:
         """Write the checkpoint, whole or not at all; never one with a parameter that is NaN or infinite."""
         require_finite(self.envs.steps, **dict(self.agent.named_parameters()))
+        self.tensorboard.flush()
         logs = {}
         for path in self.folder.glob("*.csv"):
             with open(path, "rb+") as file:
@@ -774,14 +784,14 @@ class Run(contextlib.AbstractContextManager):
         write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
 
 
-def new_folder(args: Any, agent: nn.Module) -> Path:
+def new_folder(args: Any, algorithm: str) -> Path:
     """A folder for a run, named after task, algorithm, seed, the settings that are not the defaults, and time."""
-    values = {f.name: getattr(args, f.name) for f in fields(args) if getattr(args, f.name) != f.default}
-    changes = [f"{name}={value}" for name, value in values.items() if name not in FREE | {"env_id", "seed"}]
-    name = (
-        "-".join([str(args.seed), *changes])[:100] + time.strftime("-%Y%m%d-%H%M%S-") + f"{time.time_ns() % 10**6:06d}"
-    )
-    return Path("runs", args.env_id.replace(":", "-"), type(agent).__name__.lower(), name.replace("/", "_"))
+    names = [
+        f.name for f in fields(args) if getattr(args, f.name) != f.default and f.name not in FREE | {"env_id", "seed"}
+    ]
+    changes = "".join(f"-{name}={getattr(args, name)}" for name in names)[:100].replace("/", "_")
+    now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1000 % 10**6:06d}"
+    return Path("runs", args.env_id.replace(":", "-"), algorithm, f"{args.seed}{changes}-{now}")
 
 
 def write_atomically(path: Path, write: Callable) -> None:
@@ -796,38 +806,35 @@ def write_atomically(path: Path, write: Callable) -> None:
 def read(path: Path) -> dict[str, Any]:
     """A .json or .pt file of a run folder. Raises UserError if it is missing or damaged."""
     try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        json_file = path.suffix == ".json"
+        return json.loads(path.read_text()) if json_file else torch.load(path, "cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UserError(f"{path} is missing or damaged: name a run's folder, or restore a copy") from error
 
 
-def read_config(folder: Path, agent_class: type, args_class: type) -> tuple[dict[str, Any], Any]:
-    """config.json of a run and the settings in it. Raises UserError unless it is there and fits this script."""
+def read_args(folder: Path, agent_class: type, args_class: type) -> Any:
+    """The settings of a run, from its config.json. Raises UserError unless that is there and fits this script."""
     config = read(folder / "config.json")
     try:
         if config["algorithm"] != agent_class.__name__.lower():
             raise UserError(f"{folder} is a run of {config['algorithm']}: use {config['algorithm']}.py")
-        return config, args_class(**config["args"])
+        return args_class(**config["args"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}/config.json does not fit this script ({error}): use the one of then") from error
 
 
 def refuse_changes(before: Any, after: Any, free: set[str]) -> None:
-    """Raise UserError if two settings differ in a field that is not free to change."""
+    """Raise UserError if two settings differ in a field that changes what is computed and is not free to change."""
     for name, value in asdict(after).items():
-        if value != getattr(before, name) and name not in free:
+        if value != getattr(before, name) and name not in FREE | free:
             flag = f"--{name.replace('_', '-')} {value}"
             raise UserError(f"{flag} differs from the run's {getattr(before, name)}: leave it out, or start a new run")
 
 
-def load_policy(
-    folder: str, agent_class: type, args_class: type, device: str = "cpu"
-) -> tuple[nn.Module, gym.Env, int]:
+def load_policy(folder: str, agent_class: type, args_class: type, device: str = "cpu") -> tuple[Any, gym.Env, int]:
     """The last evaluated policy of a run folder (config.json and policy.pt are enough), its environment, its step."""
-    _, args = read_config(Path(folder), agent_class, args_class)
-    env, saved = make_env(args.env_id, evaluation=True), read(Path(folder, "policy.pt"))
+    args, saved = read_args(Path(folder), agent_class, args_class), read(Path(folder, "policy.pt"))
+    env = make_env(args.env_id, evaluation=True)
     agent = agent_class(env.observation_space, env.action_space, replace(args, device=device, compile=False))
     agent.load_state_dict(agent.state_dict() | saved["policy"])
     return agent.eval(), env, saved["step"]
@@ -862,7 +869,8 @@ def prepare(args: Any) -> Any:
     torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    for known in ("The value of the smallest subnormal", ".*is out of date"):  # by the line above; the user's choice
+    # by the line above; the user's choice; what films are like
+    for known in ("The value of the smallest subnormal", ".*is out of date", ".*will not contain the last frame"):
         warnings.filterwarnings("ignore", message=known)
     seed_generators(args.seed)
     args = replace(args, device=device)
@@ -878,16 +886,17 @@ def prepare(args: Any) -> Any:
 def parse(args_class: type, agent_class: type) -> Any:
     """Settings from the command line; what it leaves out of a run to resume or evaluate comes from its config.json."""
     # 1e6 is a whole number, too
-    words = [re.sub(r"(^|=)(\d[\d.]*[eE]\+?\d+)$", lambda m: f"{m[1]}{float(m[2]):.15g}", x) for x in sys.argv[1:]]
+    words = [re.sub(r"(^|=)(\d+\.?\d*[eE]\+?\d+)$", lambda m: f"{m[1]}{float(m[2]):.15g}", x) for x in sys.argv[1:]]
     args = tyro.cli(args_class, args=words, description=__doc__)
     if args.resume and args.evaluate:
         raise UserError("--resume and --evaluate exclude each other: use one")
     if args.resume or args.evaluate:
-        _, saved = read_config(Path(args.resume or args.evaluate), agent_class, args_class)
-        saved = replace(saved, device="auto", capture_video=saved.capture_video and not args.evaluate)
+        saved = read_args(Path(args.resume or args.evaluate), agent_class, args_class)
+        films = {} if args.resume else {"capture_video": False, "render": False}  # an evaluation's own choice
+        saved = replace(saved, device="auto", **films)
         args = tyro.cli(args_class, args=words, description=__doc__, default=saved)
-        if args.evaluate:
-            refuse_changes(saved, args, FREE | {"seed", "eval_episodes"})
+    if args.evaluate:
+        refuse_changes(saved, args, {"seed", "eval_episodes"})
     return args
 
 
