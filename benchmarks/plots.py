@@ -74,11 +74,13 @@ def save(figure: plt.Figure, path: Path, title: str) -> None:
 
 
 def common_curves(result: Result, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluations at the steps [e] that all counting seeds have: steps [e], values [seeds, e]."""
+    """Evaluations at the steps [e] of the first counting seed: steps [e], values [seeds, e].
+
+    Those of the others are interpolated: REINFORCE is evaluated at the end of a batch of episodes, which is not quite
+    the same step for each seed.
+    """
     steps = result.scored[0].steps
-    for run in result.scored[1:]:
-        steps = np.intersect1d(steps, run.steps)
-    return steps, np.stack([run.values[metric][np.isin(run.steps, steps)] for run in result.scored])
+    return steps, np.stack([np.interp(steps, run.steps, run.values[metric]) for run in result.scored])
 
 
 def draw_mean(axes: plt.Axes, result: Result, metric: str, against: str) -> None:

@@ -82,8 +82,14 @@ class Run:
 
     @property
     def session(self) -> dict[str, Any]:
-        """What the run recorded about its last start: versions, script, platform, command."""
-        return (self.config.get("history") or [{}])[-1]
+        """What the run recorded about its last start: versions and script; older ones also platform and device."""
+        return (self.config.get("history") or [self.config])[-1]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The command of every start."""
+        older = [session["command"] for session in self.config.get("history", []) if session.get("command")]
+        return self.config.get("commands") or older
 
     def seconds_at(self, steps: np.ndarray) -> np.ndarray:
         """Seconds of training after so many steps, [e]: between logged rows by interpolation; nan if none is known."""
@@ -100,7 +106,7 @@ class Run:
             return f"failed: exit {self.status.get('exit_code')}"
         if state != "done":
             return f"{state} at step {count(self.reached)}"
-        if self.steps.size == 0 or self.steps[-1] != total:
+        if self.steps.size == 0 or self.steps[-1] < (total or np.inf):  # it may end a little later, see run.py
             return f"done, but no evaluation at step {count(total)}"
         return None
 
@@ -125,6 +131,12 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     return {}
+
+
+def status_path(folder: Path) -> Path:
+    """status.json of a run folder: in harness/, but in committed results beside the other files."""
+    path = folder / "harness" / "status.json"
+    return path if path.exists() else folder / "status.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -161,7 +173,7 @@ def load_run(folder: Path, suite: str) -> Run:
         rows = read_columns(folder / "eval.csv", columns)
     steps = np.unique(rows[:, 0])
     means = np.array([rows[rows[:, 0] == step].mean(0) for step in steps]).reshape(-1, len(columns))
-    status = read_json(folder / "status.json")
+    status = read_json(status_path(folder))
     config = read_json(folder / "config.json")
     label, env_id = folder.parent.parent.name, folder.parent.name
     return Run(
@@ -259,8 +271,8 @@ def export(source: Path, target: Path) -> None:
     for left in (new, old):  # by an export that was killed
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir(parents=True)
-    for name in ("config.json", "eval.csv", "status.json"):
-        shutil.copy(source / name, new)
+    for path in (source / "config.json", source / "eval.csv", status_path(source)):
+        shutil.copy(path, new)
     for name in ("train.csv", "metrics.csv"):
         (new / name).write_text(thin((source / name).read_text()))
     if target.exists():

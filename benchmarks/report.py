@@ -155,7 +155,6 @@ def provenance_row(run: Run, total: int | None) -> list[str]:
     versions = run.status.get("versions") or run.session.get("versions") or {}
     script = run.status.get("script_sha256") or run.session.get("script_sha256") or "?"
     platform = ", ".join(filter(None, [run.session.get("platform"), run.session.get("device")]))
-    commands = [session["command"] for session in run.config.get("history", []) if session.get("command")]
     return [
         run.env_id,
         run.label,
@@ -166,7 +165,7 @@ def provenance_row(run: Run, total: int | None) -> list[str]:
         ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "?",
         script[:8],
         run.status.get("hardware") or platform or "?",
-        "; then ".join(shlex.join(map(str, command)) for command in commands) or "?",
+        "; then ".join(shlex.join(map(str, command)) for command in run.commands) or "?",
     ]
 
 
@@ -426,7 +425,9 @@ def main() -> int:
     """Command line; exit code 2 for what the user can put right."""
     options = tyro.cli(Options, description=__doc__)
     try:
-        found = sorted({path.parents[3].name for path in options.results.glob("*/*/*/*/status.json")})
+        found = sorted({path.relative_to(options.results).parts[0]
+                        for pattern in ("status.json", "harness/status.json")
+                        for path in options.results.glob(f"*/*/*/*/{pattern}")})  # fmt: skip
         suites = [options.suite] if options.suite else found
         if not suites:
             raise InputError(f"no suites in --results {options.results}: run one first or correct --results")

@@ -4,10 +4,10 @@
     python benchmarks/run.py --suite mujoco --algorithms ppo --seeds 3 --dry-run
     python benchmarks/run.py --suite mujoco --seeds 3 --status
 
-Started again, it continues: finished runs are skipped, partial ones resumed, failed ones tried again. Ctrl-C and the
-end of --time-budget stop the runs cleanly, each with a checkpoint. A result whose script or settings have changed since
-is stale: it is kept, and made again once its folder is removed. Results lie in OUTPUT/SUITE/ALGORITHM/ENV_ID/SEED: the
-script's run folder plus
+Started again, it continues: finished runs are skipped, partial ones resumed from their last checkpoint, failed ones
+tried again. Ctrl-C and the end of --time-budget stop the runs. A result whose script or settings have changed since is
+stale: it is kept, and made again once its folder is removed. Results lie in OUTPUT/SUITE/ALGORITHM/ENV_ID/SEED: the
+script's run folder, and in its subfolder harness/
 
     status.json               state (running, done, failed, stopped), exit code, stderr's end, command, duration, hashes
     output.log, stderr.log    what the script printed
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from records import COMMITTED, algorithm_sha256, read_json, staleness, write_atomically
+from records import COMMITTED, algorithm_sha256, read_json, staleness, status_path, write_atomically
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -62,7 +62,7 @@ class Args:
     output: str = "runs"
     """Folder of the results."""
     time_budget: float | None = None
-    """Hours (> 0) after which all runs are stopped, each with a checkpoint; the same command continues."""
+    """Hours (> 0) after which all runs are stopped; the same command continues from their last checkpoints."""
     dry_run: bool = False
     """Print the plan and stop."""
     status: bool = False
@@ -100,6 +100,11 @@ class Job:
         return ["python", os.path.relpath(self.script), *words, where, str(self.folder)]
 
     @property
+    def harness(self) -> Path:
+        """Folder of what the harness itself writes."""
+        return self.folder / "harness"
+
+    @property
     def script(self) -> Path:
         """The algorithm's file."""
         return ROOT / "algorithms" / f"{self.experiment.algorithm}.py"
@@ -109,29 +114,30 @@ class Job:
 
         A run may have outlived the harness that started it, which then could not write its status.
         """
-        status, wanted = read_json(self.folder / "status.json"), self.experiment.total_timesteps
+        status, wanted = read_json(status_path(self.folder)), self.experiment.total_timesteps
         if status.get("state") in ("done", "failed"):
             return status["state"] == "done" and status.get("total_timesteps", 0) >= wanted
         evaluations, checkpoint = self.folder / "eval.csv", self.folder / "checkpoint.pt"
-        last = last_rows(evaluations, 1)
-        if not last or last[0][0] != str(wanted) or not checkpoint.exists() or self.is_busy():
+        last = last_rows(evaluations, 1)  # may lie beyond: environments step together, and REINFORCE finishes its batch
+        reached = int(last[0][0]) if last and last[0][0].isdigit() else 0
+        if reached < wanted or not checkpoint.exists() or self.is_busy():
             return False
         return checkpoint.stat().st_mtime_ns >= evaluations.stat().st_mtime_ns  # the last save follows the evaluation
 
     def record_done(self) -> None:
         """Mark a complete run as done, in status.json too if its harness could not."""
         self.state = "done"
-        status = read_json(self.folder / "status.json")
+        status = read_json(status_path(self.folder))
         if status.get("state") != "done":
             self.exit_code, self.earlier = 0, status.get("seconds", 0.0)
             self.identity = {name: status.get(name) for name in IDENTITY}
             self.write_status(status.get("command", self.command()))
 
     def is_busy(self) -> bool:
-        """Whether a process is training in the folder; the script holds its lock while it does."""
-        if not self.folder.exists():
+        """Whether a process is training in the folder; while it does, the script holds its lock, filelock's flock."""
+        if not (self.folder / ".lock").exists():
             return False
-        descriptor = os.open(self.folder, os.O_RDONLY)
+        descriptor = os.open(self.folder / ".lock", os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,8 +148,8 @@ class Job:
 
     def start(self) -> None:
         """Start the process, in a session of its own so that Ctrl-C reaches it only through `stop`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        earlier = read_json(self.folder / "status.json") if (self.folder / "config.json").exists() else {}
+        self.left = read_json(status_path(self.folder))
+        earlier = self.left if (self.folder / "config.json").exists() else {}
         self.earlier = earlier.get("seconds", 0.0)
         e, today = self.experiment, algorithm_sha256(self.script)
         begun_for = e.total_timesteps
@@ -152,11 +158,10 @@ class Job:
             self.identity = {name: earlier.get(name) for name in IDENTITY}
             if earlier.get("algorithm_sha256") != today:
                 self.identity["algorithm_sha256"] = "changed while the run was made"
-        self.left = read_json(self.folder / "status.json")
         self.state, self.started = "running", time.time()
         command = self.command()
         self.write_status(command)
-        with open(self.folder / "output.log", "a") as out, open(self.folder / "stderr.log", "w") as err:
+        with open(self.harness / "output.log", "a") as out, open(self.harness / "stderr.log", "w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *command[1:]],
                 stdin=subprocess.DEVNULL,
@@ -168,8 +173,8 @@ class Job:
         self.write_status(command)  # now with the number of the process
 
     def stop_survivor(self) -> bool:
-        """Ask the process that an earlier harness left in the folder to save and end; False if it is not known."""
-        pid = str(read_json(self.folder / "status.json").get("pid"))
+        """End the process that an earlier harness left in the folder; False if it is not known."""
+        pid = str(read_json(status_path(self.folder)).get("pid"))
         try:
             shown = subprocess.run(["ps", "-ww", "-p", pid, "-o", "args="], capture_output=True, text=True)
         except FileNotFoundError:  # a container without ps
@@ -185,24 +190,24 @@ class Job:
         self.exit_code = self.process.poll()
         if self.exit_code is None:
             return False
-        if self.exit_code and (self.is_busy() or "is being trained by another process" in self.error_text()):
+        if self.exit_code and (self.is_busy() or "another process trains there" in self.error_text()):
             # a process of an earlier harness was still starting in the folder, or --status was just looking into it
             self.state = "waiting"
-            write_atomically(self.folder / "status.json", json.dumps(self.left, indent=2) + "\n")
+            self.write(self.left)
             return True
         self.state = "done" if self.exit_code == 0 else "stopped" if self.told_to_stop else "failed"
         self.write_status(["python", *self.process.args[1:]])
         return True
 
     def stop(self) -> None:
-        """Ask the process to save a checkpoint and end; asked again, it ends at once."""
+        """End the process; the run goes on from its last checkpoint when it is started again."""
         if self.process.poll() is None:
             self.told_to_stop = True
             self.process.send_signal(signal.SIGTERM)
 
     def write_status(self, command: list[str]) -> None:
-        """status.json, whole or not at all."""
-        session = (read_json(self.folder / "config.json").get("history") or [{}])[-1]
+        """Write status.json from what is known of the run."""
+        config = read_json(self.folder / "config.json")
         spent = time.time() - self.started if self.started and self.state != "running" else 0.0
         status = {
             "state": self.state,
@@ -211,23 +216,28 @@ class Job:
             "total_timesteps": self.experiment.total_timesteps,
             "command": command,
             "seconds": round(max(self.earlier + spent, self.progress()[1]), 1),
-            "versions": session.get("versions", {"python": platform.python_version()}),
-            "script_sha256": session.get("script_sha256"),
+            "versions": config.get("versions", {"python": platform.python_version()}),
+            "script_sha256": config.get("script_sha256"),
             **self.identity,
-            "hardware": f"{hardware()}, device {session.get('device', 'unknown')}",
+            "hardware": f"{hardware()}, device {config.get('args', {}).get('device', 'unknown')}",
         }
         if self.state == "running" and self.process:
             status["pid"] = self.process.pid
-        write_atomically(self.folder / "status.json", json.dumps(status, indent=2) + "\n")
+        self.write(status)
+
+    def write(self, status: dict[str, Any]) -> None:
+        """status.json, whole or not at all; the script itself accepts no folder with json files of others."""
+        self.harness.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.harness / "status.json", json.dumps(status, indent=2) + "\n")
 
     def error_text(self) -> str:
         """The end of what the script last wrote to stderr."""
-        log = self.folder / "stderr.log"
+        log = self.harness / "stderr.log"
         return log.read_text(errors="replace")[-2000:] if log.exists() else ""
 
     def inspect(self) -> None:
         """Set the state from what is in the folder, for `--status`: a run without a process is not running."""
-        recorded = read_json(self.folder / "status.json")
+        recorded = read_json(status_path(self.folder))
         self.exit_code = recorded.get("exit_code")
         begun = (self.folder / "config.json").exists()
         self.state = (
@@ -237,7 +247,7 @@ class Job:
 
     def stale(self) -> str | None:
         """Why a finished result is not what today's script and settings would give; None if it is."""
-        e, recorded = self.experiment, read_json(self.folder / "status.json")
+        e, recorded = self.experiment, read_json(status_path(self.folder))
         return staleness(recorded, e.algorithm, [e]) if self.state == "done" else None
 
     def progress(self) -> tuple[int, float, str]:
@@ -312,7 +322,7 @@ def table(jobs: list[Job], title: str) -> Table:
         t.add_column(column, justify="right" if column in ("seed", "step", "steps/s", "evaluation") else "left")
     for job in jobs:
         step, seconds, evaluation = job.progress()
-        state = job.state if job.state != "failed" else f"failed (exit {job.exit_code}), see {job.folder}/stderr.log"
+        state = job.state if job.state != "failed" else f"failed (exit {job.exit_code}), see {job.harness}/stderr.log"
         if stale := job.stale():
             state += f", stale: {stale}"
         t.add_row(
@@ -375,10 +385,9 @@ def lock(folder: Path) -> int:
 def execute(jobs: list[Job], parallel: int, console: Console, hours: float | None = None) -> str:
     """Run all waiting jobs, `parallel` at a time; returns why it stopped early, "" if it did not.
 
-    The first interruption (SIGINT, SIGTERM, SIGHUP) or the end of `hours` asks the runs to save and end, a second one
-    ends them at once. A folder in which a process is still training, started by a harness that died, is waited for, and
-    that process is asked to stop like the others. Raises OSError, when the runs have ended, if a status cannot be
-    written.
+    An interruption (SIGINT, SIGTERM, SIGHUP) or the end of `hours` ends the runs. A folder in which a process is still
+    training, started by a harness that died, is waited for, and that process is ended like the others. Raises OSError,
+    when the runs have ended, if a status cannot be written or a run found the disk full.
     """
     reasons: list[str] = []
     shown = 0.0  # when the table was last drawn
@@ -429,7 +438,7 @@ def execute(jobs: list[Job], parallel: int, console: Console, hours: float | Non
                     running.remove(job)
                     waiting += [job] if job.state == "waiting" else []
                     announce(console, job)
-                    if job.exit_code == os.EX_IOERR:  # how the scripts tell of a full disk
+                    if job.state == "failed" and os.strerror(errno.ENOSPC) in job.error_text():
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.folder))
                 if time.monotonic() > shown + 2 or not running:
                     live.update(table(jobs, summary(jobs, parallel)))
@@ -485,13 +494,13 @@ def main(args: Args) -> int:
     for job in jobs:
         if job.state == "failed":
             e = job.experiment
-            tail = read_json(job.folder / "status.json")["stderr_tail"].strip().splitlines()[-3:]
+            tail = read_json(status_path(job.folder))["stderr_tail"].strip().splitlines()[-3:]
             console.print(f"[bold red]failed[/]: {e.label} {e.env_id} seed {job.seed}, exit {job.exit_code}")
             console.print("\n".join(tail), markup=False, style="red")
     if stopped:
         left = [str(job.folder) for job in jobs if job.state == "running"]
         others = f", but for {', '.join(left)}, still trained by an earlier start" if left else ""
-        console.print(f"stopped: {stopped}; the runs have saved what they had{others}: the same command continues")
+        console.print(f"stopped: {stopped}{others}; the same command continues, each run from its last checkpoint")
         if stopped == "interrupted":
             return 130
     return 1 if any(job.state == "failed" for job in jobs) else 0

@@ -90,7 +90,8 @@ def ours(algorithm: str, steps: int, device: str) -> float:
     """Steps/s of our script over `steps` steps after the warm-up, from its own metrics.csv."""
     module = script(algorithm)
     with tempfile.TemporaryDirectory() as folder:
-        run = module.RunArgs(
+        args = module.Args(
+            env_id=task(algorithm),
             device=device,
             run_dir=f"{folder}/run",
             eval_every=10**9,
@@ -98,7 +99,6 @@ def ours(algorithm: str, steps: int, device: str) -> float:
             checkpoint_every=10**9,
             log_every=100 if algorithm in OFF_POLICY else 1000,
         )
-        args = module.Args(env_id=task(algorithm), run=run)
         if algorithm in OFF_POLICY:
             args.learning_starts = LEARNING_STARTS
         rollout = args.num_envs * getattr(args, "num_steps", 1)  # whole ones: a shorter last one would be compiled
@@ -213,15 +213,15 @@ def her_shares(steps: int, device: str) -> tuple[float, float]:
             clock[min(len(clock), 1) :] = [time.perf_counter()]
 
     module.VectorEnvs.step = timed("step", module.VectorEnvs.step)
-    module.HER_DDPG.update = timed("update", module.HER_DDPG.update)
+    module.HER_DDPG.cycle = timed("update", module.HER_DDPG.cycle)
     module.HindsightReplay.sample = timed("update", module.HindsightReplay.sample)
     module.Run.report = reported
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        run = module.RunArgs(
-            device=device, run_dir=f"{folder}/run", eval_every=10**9, eval_episodes=1, checkpoint_every=10**9
-        )
-        total = (warm_up("her_ddpg") + steps) // 8 * 8
-        module.train(module.Args(env_id=task("her_ddpg"), total_timesteps=total, run=run))
+        args = module.Args(
+            env_id=task("her_ddpg"), total_timesteps=warm_up("her_ddpg") + steps, device=device,
+            run_dir=f"{folder}/run", eval_every=10**9, eval_episodes=1, checkpoint_every=10**9,
+        )  # fmt: skip
+        module.train(args)
     seconds = clock[1] - clock[0]
     return spent["step"] / seconds, spent["update"] / seconds
 
@@ -246,7 +246,7 @@ def td3_update_flops() -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     td3, env = script("td3"), gym.make(task("td3"))
-    args = td3.Args(run=td3.RunArgs(device="cpu", compile=False))
+    args = td3.Args(device="cpu", compile=False)
     agent = td3.TD3(env.observation_space, env.action_space, args)
     n, obs, act = args.batch_size, env.observation_space.shape[0], env.action_space.shape[0]
     batch = torch.randn(n, obs), torch.rand(n, act), torch.randn(n), torch.randn(n, obs), torch.zeros(n)
@@ -260,8 +260,11 @@ def td3_memory() -> float:
     """Peak resident memory in MB of a TD3 run with a full replay of 1M HalfCheetah transitions, checkpoint included."""
     td3 = script("td3")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        run = td3.RunArgs(device="cpu", run_dir=f"{folder}/run", eval_every=10**9, checkpoint_every=500_000)
-        td3.train(td3.Args(env_id=task("td3"), learning_starts=1_000_000, total_timesteps=1_000_400, run=run))
+        args = td3.Args(
+            env_id=task("td3"), learning_starts=1_000_000, total_timesteps=1_000_400, device="cpu",
+            run_dir=f"{folder}/run", eval_every=10**9, checkpoint_every=500_000,
+        )  # fmt: skip
+        td3.train(args)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

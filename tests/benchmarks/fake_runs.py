@@ -12,14 +12,12 @@ SHA = "0123456789abcdef"
 
 
 def make_run(root, algorithm="td3", env_id="HalfCheetah-v5", seed=1, total=1000, evaluations=None, **status):
-    """A run folder; evaluations maps step -> episode returns, or pairs of return and success; status None: no file."""
+    """A run folder; evaluations maps step -> episode returns, or pairs of return and success."""
     folder = root / algorithm / env_id / str(seed)
-    folder.mkdir(parents=True)
-    session = {"versions": {"torch": "2.13.0"}, "script_sha256": SHA, "platform": "Linux", "device": "cpu"}
-    history = [session | {"command": ["python", "td3.py"]}]
-    settings = {"env_id": env_id, "seed": seed, "total_timesteps": total}
-    config = {"algorithm": algorithm, "args": settings, "history": history}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "harness").mkdir(parents=True)
+    settings = {"env_id": env_id, "seed": seed, "total_timesteps": total, "device": "cpu"}
+    config = {"algorithm": algorithm, "args": settings, "versions": {"torch": "2.13.0"}, "script_sha256": SHA}
+    (folder / "config.json").write_text(json.dumps(config | {"commands": [["python", "td3.py"]]}))
     (folder / "metrics.csv").write_text("step,seconds,loss\n500,60,\n")
     rows = []
     for step, episodes in ({0: [0.0, 0.0], total: [10.0, 20.0]} if evaluations is None else evaluations).items():
@@ -29,10 +27,9 @@ def make_run(root, algorithm="td3", env_id="HalfCheetah-v5", seed=1, total=1000,
     header = ["step", "episode", "return", "length", "success"][: len(rows[0]) if rows else 4]
     with (folder / "eval.csv").open("w") as file:
         csv.writer(file).writerows([header, *rows])
-    script = records.ROOT / "algorithms" / f"{algorithm}.py"
-    known = {"algorithm_sha256": records.algorithm_sha256(script)}
+    known = {"algorithm_sha256": records.algorithm_sha256(records.ROOT / "algorithms" / f"{algorithm}.py")}
     status = known | {"state": "done", "exit_code": 0, "seconds": 120.0, "command": ["python", "td3.py"]} | status
-    (folder / "status.json").write_text(json.dumps(status))
+    (folder / "harness" / "status.json").write_text(json.dumps(status))
     return folder
 
 
