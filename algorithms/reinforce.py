@@ -27,7 +27,7 @@ Deviations from the slides, each with its reason, and what to know of the estima
     ones. At gamma = 1, and with the total return at any gamma, the estimate is the gradient of J.
   * The mean and the optimal b come from the trajectories that they are subtracted from, which shortens the estimate
     a little: for the mean total return by (N - 1) / N exactly. V is fitted after the policy's step, so it has not seen
-    them.
+    them, in minibatches of 256 of their steps drawn with replacement.
   * The slides' setting is a finite horizon: an episode that a time limit cuts is a whole trajectory, and its rewards
     end there. With the value baseline V(s_T) stands for the rest (`--bootstrap`), as V cannot know the time left.
   * Environments whose episodes of a batch are over go on until the last one's are; these steps count, but nothing is
@@ -54,7 +54,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
@@ -93,7 +93,7 @@ class Args:
     baseline: Literal["none", "mean", "optimal", "value"] = "value"
     """What is subtracted from it: nothing, the average, the constant of least variance, or a learned V(s_t)."""
     value_epochs: Annotated[int, Range(1)] = 4
-    """Passes over the trajectories in which V is fitted, if it is the baseline (>= 1)."""
+    """How often V is fitted to each step on average, if it is the baseline, in minibatches of 256 (>= 1)."""
     bootstrap: bool = True
     """With the value baseline, count V of a truncated trajectory's last state as its further reward."""
     scale_gradient: bool = True
@@ -220,7 +220,10 @@ class SoftmaxActor(nn.Module):
 
     def sample(self, s: Tensor) -> Tensor:
         """A random action."""
-        return torch.multinomial(self.logits(s).softmax(-1), 1).squeeze(-1)
+        z = self.logits(s)
+        return (z - torch.empty_like(z).exponential_().log()).argmax(
+            -1
+        )  # Gumbel: z_a - log Exp(1) is largest with prob. pi
 
     def log_prob(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a | s) [n] and the entropy S[pi](s) [n]."""
@@ -289,7 +292,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         value, info = loss(*batch)
         trained = [p for p in parameters if p.requires_grad]
         grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
-        norm = torch.stack([g.norm() for g in grads] or [value.detach()]).norm()
+        norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
             grads = [scale * g for g in grads]
@@ -303,7 +306,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         trained = [p for p in parameters if p.requires_grad]
         if len(grads) < len(trained):
             unused = f"{len(trained) - len(grads)} of {len(trained)} parameters have no part in {loss.__name__}"
-            raise RuntimeError(f"{unused}: after replacing a module make optimizer and step anew; freeze what stays")
+            raise RuntimeError(f"{unused}: after replacing a module make its target, optimizer and step anew")
         optimizer.zero_grad()
         for p, g in zip(trained, grads, strict=True):
             p.grad = g
@@ -350,7 +353,7 @@ class REINFORCE(nn.Module):
         self.to(args.device)
         self.optimizer = torch.optim.Adam(self.actor.parameters(), args.learning_rate, eps=1e-5, fused=True)
         self.value_optimizer = torch.optim.Adam(self.critic.parameters(), args.learning_rate, eps=1e-5, fused=True)
-        self.value_step = gradient_step(self.value_loss, self.value_optimizer, compile=False)
+        self.value_step = gradient_step(self.value_loss, self.value_optimizer, args.compile)
 
     def normalise(self, s: Tensor) -> Tensor:
         """Observations as the networks see them."""
@@ -381,7 +384,7 @@ class REINFORCE(nn.Module):
         r = r * running
         if self.args.baseline == "value" and self.args.bootstrap:
             last = running.sum(0).long() - 1
-            r[last, torch.arange(len(last))] += self.args.gamma * (1 - terminal) * self.value(s_end)
+            r[last, torch.arange(len(last), device=last.device)] += self.args.gamma * (1 - terminal) * self.value(s_end)
         return rewards_to_go(r, self.args.gamma)
 
     def advantages(self, s: Tensor, g: Tensor, running: Tensor) -> Tensor:
@@ -397,9 +400,15 @@ class REINFORCE(nn.Module):
             return g - ((g * running).sum(0) / running.sum(0)).mean()  # b = mean G   [REINFORCE.4]
         return g
 
+    def theta(self) -> list[nn.Parameter]:
+        """The policy's parameters, less frozen ones."""
+        return [p for p in self.optimizer.param_groups[0]["params"] if p.requires_grad]
+
     def score(self, logp: Tensor, w: Tensor) -> Tensor:
         """sum_t w_t grad log pi(a_t | s_t), as one vector of theta's length."""
-        grads = torch.autograd.grad((w * logp).sum(), list(self.actor.parameters()), retain_graph=True)
+        grads = torch.autograd.grad((w * logp).sum(), self.theta(), retain_graph=True, allow_unused=True)
+        if any(g is None for g in grads):
+            raise RuntimeError("a parameter has no part in log pi: after replacing a module make its optimizer anew")
         return torch.cat([g.flatten() for g in grads])
 
     def optimal_baseline(self, score: Tensor, weighted: Tensor) -> Tensor:
@@ -432,9 +441,9 @@ class REINFORCE(nn.Module):
         self.return_stats.update(g.unsqueeze(-1))
         g = self.return_stats.standardise(g.unsqueeze(-1)).squeeze(-1)
         infos = []
-        for _ in range(self.args.value_epochs):
-            for rows in torch.randperm(len(g), device=g.device).split(256):
-                infos.append(self.value_step(s[rows], g[rows]))
+        for _ in range(self.args.value_epochs * -(-len(g) // 256)):
+            rows = torch.randint(len(g), (256,), device=g.device)  # of one size, so that it is compiled once
+            infos.append(self.value_step(s[rows], g[rows]))
         return {name: torch.stack([info[name] for info in infos]).mean() for name in infos[0]}
 
     def update(
@@ -454,7 +463,8 @@ class REINFORCE(nn.Module):
         adv = self.advantages(s, g, running)
         logp, entropy = self.actor.log_prob(s, a)
         gradient = self.policy_gradient(logp, adv, running)
-        theta = list(self.actor.parameters())
+        self.optimizer.zero_grad()
+        theta = self.theta()
         for p, g_p in zip(theta, gradient.split([p.numel() for p in theta]), strict=True):
             p.grad = -g_p.view_as(p)  # an optimiser descends
         self.optimizer.step()  # theta <- theta + alpha grad J   [REINFORCE.7]
@@ -540,19 +550,23 @@ class UserError(Exception):
     """Input that cannot work: the message says what, the value and the remedy. The command line exits with 2."""
 
 
-class Diverged(Exception):
-    """A number of the run became NaN or infinite. The command line exits with 1."""
+class RunFailed(Exception):
+    """The run cannot go on: a number became NaN or infinite, say. The command line exits with 1."""
 
 
-def require_finite(step: int, **values: Any) -> None:
-    """Raise Diverged, with its name, if one of the values (tensors, arrays, numbers) is NaN or infinite."""
+def require_finite(step: int, /, **values: Any) -> None:
+    """Raise RunFailed, with its name, if one of the values (tensors, arrays, numbers) is NaN or infinite."""
     for name, value in values.items():
         if not (value.isfinite() if isinstance(value, Tensor) else np.isfinite(value)).all():
-            raise Diverged(f"{name} became NaN or infinite at step {step}: the last good checkpoint is kept")
+            raise RunFailed(f"{name} became NaN or infinite at step {step} (a lower --learning-rate may help)")
 
 
 def seeds(*entropy: int, n: int) -> list[int]:
-    """n well-separated seeds that follow from the given numbers; the first of them do not depend on n."""
+    """n well-separated seeds that follow from the given numbers; the first of them do not depend on n.
+
+    The second number keeps apart training environments (1), evaluation (2), initialisation (3) and segments (4); none
+    is 0, as zeros at the end change nothing.
+    """
     return [int(x) for x in np.random.SeedSequence(entropy).generate_state(n)]
 
 
@@ -565,7 +579,7 @@ def make_env(env_id: str, evaluation: bool = False, **kwargs: Any) -> gym.Env:
     Observations that are a dictionary (of goals, say) are joined to one vector, in the order of their keys. Raises
     UserError if there is no such environment.
     """
-    if env_id not in gym.registry:
+    if env_id not in gym.registry and ":" not in env_id:
         with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves, with a notice
     try:
@@ -605,7 +619,7 @@ class VectorEnvs:
 
         actions: [n, act] in environment units, or [n] integers.
         Returns (s2 [n, obs], r [n], terminal [n], done [n]): s2 is the state that the step led to, the final one of an
-        episode included; terminal is true termination, done is termination or truncation. Raises Diverged.
+        episode included; terminal is true termination, done is termination or truncation. Raises RunFailed.
         """
         a = actions.cpu().numpy()
         require_finite(self.steps, action=a)
@@ -625,7 +639,7 @@ class VectorEnvs:
                 self.finished.append((i, self.steps, episode))
                 self.returns[i] = self.lengths[i] = 0
         require_finite(self.steps, observation=s2, reward=r)
-        return s2, r.astype(np.float32), terminal.copy(), done | (self.steps >= self.cut_at)
+        return s2, r.astype(np.float32), terminal, done | (self.steps >= self.cut_at)
 
 
 def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str) -> list[dict[str, float]]:
@@ -633,13 +647,13 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
     agent.eval()
     episodes = []
     for k in range(0, n, envs.num_envs):
-        envs.reset(seeds(seed, 1, n=k + envs.num_envs)[k:])
+        envs.reset(seeds(seed, 2, n=k + envs.num_envs)[k:])
         first: dict[int, dict[str, float]] = {}  # what an environment does after its first episode does not count
         while len(first) < envs.num_envs:
             envs.step(agent.act(torch.from_numpy(envs.obs).to(device)))
             first = {i: episode for i, _, episode in reversed(envs.finished)}
             if envs.lengths.max() == 100_000:
-                raise UserError("an episode has no end after 100000 steps: register it with max_episode_steps")
+                raise RunFailed("an episode has no end after 100000 steps: register it with max_episode_steps")
         episodes += [first[i] for i in range(envs.num_envs)]
     agent.train()
     return episodes[:n]
@@ -647,7 +661,7 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
 
 def summary(episodes: list[dict[str, float]]) -> str:
     """Mean and standard deviation of everything that is known of evaluated episodes."""
-    columns = {name: [episode[name] for episode in episodes] for name in episodes[0]}
+    columns = {name: [episode.get(name, 0) for episode in episodes] for name in episodes[0]}
     return ", ".join(f"{name} {np.mean(x):.2f} +- {np.std(x):.2f}" for name, x in columns.items())
 
 
@@ -660,9 +674,8 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
         try:
             if headless and not args.capture_video:
                 raise RuntimeError("there is no screen")
-            envs = VectorEnvs(
-                args.env_id, 1, evaluation=True, render_mode="rgb_array" if args.capture_video else "human"
-            )
+            mode = "rgb_array" if args.capture_video else "human"
+            envs = VectorEnvs(args.env_id, 1, evaluation=True, render_mode=mode)
             envs.reset()
             envs.vector.render()
             if args.capture_video:  # every other episode: between them are those that follow the end of one
@@ -670,7 +683,8 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
                 envs.vector = gym.wrappers.vector.RecordVideo(envs.vector, str(folder / "videos"), **film)
             return envs
         except Exception as error:  # whatever a renderer may lack: a run is not to fail for its film
-            print(f"no video: {' '.join(str(error).split())} (MuJoCo needs the system library libegl1 or libosmesa6)")
+            needs = "MuJoCo's films need libegl1, or libosmesa6 and MUJOCO_GL=osmesa; --render needs a screen"
+            print(f"no video: {' '.join(str(error).split())} ({needs})")
     return VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
 
 
@@ -714,10 +728,11 @@ class Run(contextlib.AbstractContextManager):
         path = self.folder / "checkpoint.pt"
         self.restore(read(path) if path.exists() else {"logs": {}})
         self.record(config)
+        self.wandb = None
         if args.track:
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
             keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
-            importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
+            self.wandb = importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps and envs.steps + 1)
         self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
@@ -758,11 +773,11 @@ class Run(contextlib.AbstractContextManager):
             start = "the last checkpoint" if (self.folder / "checkpoint.pt").exists() else "step 0"
             print(f"\nstopped at step {step}: python {sys.argv[0]} --resume {self.folder} goes on from {start}")
         else:
-            if self.args.capture_video or self.args.render:
-                evaluate(self.agent, evaluation_envs(self.args, self.folder, step), self.args.seed, 1, self.args.device)
             print(f"done at step {step}: everything is in {self.folder}")
         for part in (self.bar, self.tensorboard, self.envs.vector, self.eval_envs.vector):
             part.close()
+        if self.wandb:
+            self.wandb.finish(exit_code=int(error is not None))
         self.lock.release()
 
     def segments(self, unit: int | None) -> Iterator[int]:
@@ -774,17 +789,21 @@ class Run(contextlib.AbstractContextManager):
         """
         args, limit = self.args, self.eval_envs.vector.get_attr("spec")[0].max_episode_steps
         size = -(-args.checkpoint_every // (unit or 1)) * (unit or 1)
-        if size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
+        if unit and size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
         if not self.envs.steps:
             self.evaluate()
         while self.envs.steps < self.total:
-            seed_generators(args.seed, self.envs.steps)
-            self.envs.reset(seeds(args.seed, 0, self.envs.steps, n=args.num_envs))
+            seed_generators(args.seed, 4, self.envs.steps)
+            self.envs.reset(seeds(args.seed, 1, self.envs.steps, n=args.num_envs))
             end = min((self.envs.steps // size + 1) * size, self.total)
             self.envs.cut_at = end if unit else math.inf
             yield end
             self.save()
+        if args.capture_video or args.render:
+            film = evaluation_envs(args, self.folder, self.envs.steps)
+            evaluate(self.agent, film, args.seed, 1, args.device)
+            film.vector.close()
 
     def report(self, info: dict[str, Any]) -> None:
         """After every step or rollout: log and evaluate what is due; info holds the latest metrics."""
@@ -825,7 +844,7 @@ class Run(contextlib.AbstractContextManager):
         for k, episode in enumerate(episodes):
             self.write("eval", {"step": step, "episode": k} | episode, scalars=False)
         for name in episodes[0]:
-            self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode[name] for episode in episodes]), step)
+            self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode.get(name, 0) for episode in episodes]), step)
         self.bar.write(f"step {step}/{self.total}: {summary(episodes)}")
         kept = {k: v for k, v in self.agent.state_dict().items() if not k.startswith(self.agent.training_only)}
         write_atomically(self.folder / "policy.pt", lambda file: torch.save({"step": step, "policy": kept}, file))
@@ -846,12 +865,10 @@ class Run(contextlib.AbstractContextManager):
 
 def new_folder(args: Any, algorithm: str) -> Path:
     """A folder for a run, named after task, algorithm, seed, the settings that are not the defaults, and time."""
-    names = [
-        f.name for f in fields(args) if getattr(args, f.name) != f.default and f.name not in FREE | {"env_id", "seed"}
-    ]
-    changes = "".join(f"-{name}={getattr(args, name)}" for name in names)[:100].replace("/", "_")
+    defaults, known = asdict(type(args)()), FREE | {"env_id", "seed"}
+    changes = "".join(f"-{name}={x}" for name, x in asdict(args).items() if x != defaults[name] and name not in known)
     now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1000 % 10**6:06d}"
-    return Path("runs", args.env_id.replace(":", "-"), algorithm, f"{args.seed}{changes}-{now}")
+    return Path("runs", args.env_id.replace(":", "-"), algorithm, f"{args.seed}{changes[:100].replace('/', '_')}-{now}")
 
 
 def write_atomically(path: Path, write: Callable) -> None:
@@ -913,7 +930,7 @@ def prepare(args: Any) -> Any:
     """The settings, checked, with device and compile decided; seeds everything. Raises UserError; creates nothing."""
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value, flag = getattr(args, name), name.replace("_", "-")
-        for low, high in getattr(hint, "__metadata__", ()):
+        for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)):
             if value is not None and not low <= value <= high:
                 valid = f"{low} to {high}" if high < sys.float_info.max else f"at least {low}"
                 raise UserError(f"--{flag} {value} is out of range: use {valid}")
@@ -923,22 +940,26 @@ def prepare(args: Any) -> Any:
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu" and not getattr(torch, device).is_available():
         raise UserError(f"--device {device} is not present here: use --device cpu or auto")
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise UserError("--track needs Weights & Biases: pip install wandb")
+    if args.track:
+        try:
+            importlib.import_module("wandb").login()
+        except Exception as error:
+            raise UserError(
+                f"--track: {error}; `pip install wandb`, `wandb login` or set WANDB_MODE=offline"
+            ) from error
     torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of a compiled function
     torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    # by the line above; the user's choice; what films are like
-    for known in ("The value of the smallest subnormal", ".*is out of date", ".*will not contain the last frame"):
-        warnings.filterwarnings("ignore", message=known)
-    seed_generators(args.seed)
+    known = ".*(smallest subnormal|is out of date|contain the last frame|Overwriting existing videos)"
+    warnings.filterwarnings("ignore", message=known)  # by the line above; the user's choice; what films are like
+    seed_generators(args.seed, 3)
     args = replace(args, device=device)
     if args.compile:
         try:
             torch.compile(torch.neg)(torch.ones(1, device=device))
         except Exception as error:  # whatever a compiler may lack
-            print(f"not compiling ({str(error).splitlines()[0]}): slower, otherwise the same")
+            print(f"not compiling ({str(error).partition(chr(10))[0]}): slower, otherwise the same")
             args.compile = False
     return args
 
@@ -948,12 +969,12 @@ def parse(args_class: type, agent_class: type) -> Any:
     # 1e6 is a whole number, too
     words = [re.sub(r"(^|=)(\d+\.?\d*[eE]\+?\d+)$", lambda m: f"{m[1]}{float(m[2]):.15g}", x) for x in sys.argv[1:]]
     args = tyro.cli(args_class, args=words, description=__doc__)
-    if args.resume and args.evaluate:
-        raise UserError("--resume and --evaluate exclude each other: use one")
+    if sum(x is not None for x in (args.resume, args.evaluate, args.run_dir)) > 1:
+        raise UserError("--resume, --evaluate and --run-dir exclude each other: use one")
     if args.resume or args.evaluate:
         saved = read_args(Path(args.resume or args.evaluate), agent_class, args_class)
-        films = {} if args.resume else {"capture_video": False, "render": False}  # an evaluation's own choice
-        saved = replace(saved, device="auto", **films)
+        own = {} if args.resume else {"device": "auto", "compile": False, "capture_video": False, "render": False}
+        saved = replace(saved, **own)
         args = tyro.cli(args_class, args=words, description=__doc__, default=saved)
     if args.evaluate:
         refuse_changes(saved, args, {"seed", "eval_episodes"})
@@ -974,7 +995,7 @@ def main(args_class: type, agent_class: type, train: Callable) -> None:
             print(f"{args.env_id}, step {step}, {len(episodes)} episodes: {summary(episodes)}")
         else:
             train(args)
-    except (UserError, Diverged) as error:
+    except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
@@ -237,7 +237,10 @@ class SoftmaxActor(nn.Module):
 
     def sample(self, s: Tensor) -> Tensor:
         """A random action."""
-        return torch.multinomial(self.logits(s).softmax(-1), 1).squeeze(-1)
+        z = self.logits(s)
+        return (z - torch.empty_like(z).exponential_().log()).argmax(
+            -1
+        )  # Gumbel: z_a - log Exp(1) is largest with prob. pi
 
     def log_prob(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a | s) [n] and the entropy S[pi](s) [n]."""
@@ -306,7 +309,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         value, info = loss(*batch)
         trained = [p for p in parameters if p.requires_grad]
         grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
-        norm = torch.stack([g.norm() for g in grads] or [value.detach()]).norm()
+        norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
             grads = [scale * g for g in grads]
@@ -320,7 +323,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         trained = [p for p in parameters if p.requires_grad]
         if len(grads) < len(trained):
             unused = f"{len(trained) - len(grads)} of {len(trained)} parameters have no part in {loss.__name__}"
-            raise RuntimeError(f"{unused}: after replacing a module make optimizer and step anew; freeze what stays")
+            raise RuntimeError(f"{unused}: after replacing a module make its target, optimizer and step anew")
         optimizer.zero_grad()
         for p, g in zip(trained, grads, strict=True):
             p.grad = g
@@ -428,6 +431,10 @@ class TRPO(nn.Module):
         adv = gae(r, v, v2, terminal, done, self.args.gamma, self.args.gae_lambda)
         return adv, adv + v  # V_t^targ = A_t + V(s_t)   [GAE.2]
 
+    def theta(self) -> list[nn.Parameter]:
+        """The policy's parameters, less frozen ones."""
+        return [p for p in self.actor.parameters() if p.requires_grad]
+
     def surrogate_loss(self, s: Tensor, a: Tensor, logp_old: Tensor, adv: Tensor):
         """Minus L(theta) [TRPO.1], and its metrics; s is normalised, logp_old and adv are [n]."""
         logp, entropy = self.actor.log_prob(s, a)
@@ -439,7 +446,7 @@ class TRPO(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """g = grad L as one vector, of theta's length, and metrics."""
         loss, info = self.surrogate_loss(s, a, logp_old, adv)
-        g = torch.cat([x.flatten() for x in torch.autograd.grad(-loss, list(self.actor.parameters()))])
+        g = torch.cat([x.flatten() for x in torch.autograd.grad(-loss, self.theta())])
         return g, {name: x.detach() for name, x in info.items()} | {"grad_norm": g.norm()}
 
     def value_loss(self, s: Tensor, v_target: Tensor):
@@ -468,8 +475,7 @@ class TRPO(nn.Module):
 
     def fisher_vector_product(self, s: Tensor, v: Tensor) -> Tensor:
         """F v: the Hessian of KL at theta_old, damped, times a vector of theta's length [TRPO.3]."""
-        theta = list(self.actor.parameters())
-        new = self.distribution(s)
+        theta, new = self.theta(), self.distribution(s)
         kl = self.kl(tuple(x.detach() for x in new), new)
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(kl, theta, create_graph=True)])
         product = torch.cat([g.flatten() for g in torch.autograd.grad(gradient @ v, theta)])
@@ -486,17 +492,17 @@ class TRPO(nn.Module):
     @torch.no_grad()
     def take(self, step: Tensor, s: Tensor, a: Tensor, logp_old: Tensor, adv: Tensor) -> dict[str, Any]:
         """Move theta by the longest share of a step that passes the line search, else not at all; returns metrics."""
-        args, theta_old = self.args, nn.utils.parameters_to_vector(self.actor.parameters())
+        args, theta_old = self.args, nn.utils.parameters_to_vector(self.theta())
         old, loss_old = self.distribution(s), self.surrogate_loss(s, a, logp_old, adv)[0]
         for j in range(args.line_search_max_iter):
             share = args.line_search_shrinking_factor**j
             theta = theta_old + share * step  # theta = theta_old + 0.8^j step   [TRPO.6]
-            nn.utils.vector_to_parameters(theta, self.actor.parameters())
+            nn.utils.vector_to_parameters(theta, self.theta())
             loss, kl = self.surrogate_loss(s, a, logp_old, adv)[0], self.kl(old, self.distribution(s))
             if not args.line_search or bool((loss < loss_old) & (kl <= args.max_kl)):
                 break
         else:
-            nn.utils.vector_to_parameters(theta_old, self.actor.parameters())
+            nn.utils.vector_to_parameters(theta_old, self.theta())
             loss, kl, share = loss_old, torch.zeros_like(kl), 0.0
         return {"policy_loss": loss, "improvement": loss_old - loss, "kl": kl, "step_size": share}
 
@@ -585,19 +591,23 @@ class UserError(Exception):
     """Input that cannot work: the message says what, the value and the remedy. The command line exits with 2."""
 
 
-class Diverged(Exception):
-    """A number of the run became NaN or infinite. The command line exits with 1."""
+class RunFailed(Exception):
+    """The run cannot go on: a number became NaN or infinite, say. The command line exits with 1."""
 
 
-def require_finite(step: int, **values: Any) -> None:
-    """Raise Diverged, with its name, if one of the values (tensors, arrays, numbers) is NaN or infinite."""
+def require_finite(step: int, /, **values: Any) -> None:
+    """Raise RunFailed, with its name, if one of the values (tensors, arrays, numbers) is NaN or infinite."""
     for name, value in values.items():
         if not (value.isfinite() if isinstance(value, Tensor) else np.isfinite(value)).all():
-            raise Diverged(f"{name} became NaN or infinite at step {step}: the last good checkpoint is kept")
+            raise RunFailed(f"{name} became NaN or infinite at step {step} (a lower --learning-rate may help)")
 
 
 def seeds(*entropy: int, n: int) -> list[int]:
-    """n well-separated seeds that follow from the given numbers; the first of them do not depend on n."""
+    """n well-separated seeds that follow from the given numbers; the first of them do not depend on n.
+
+    The second number keeps apart training environments (1), evaluation (2), initialisation (3) and segments (4); none
+    is 0, as zeros at the end change nothing.
+    """
     return [int(x) for x in np.random.SeedSequence(entropy).generate_state(n)]
 
 
@@ -610,7 +620,7 @@ def make_env(env_id: str, evaluation: bool = False, **kwargs: Any) -> gym.Env:
     Observations that are a dictionary (of goals, say) are joined to one vector, in the order of their keys. Raises
     UserError if there is no such environment.
     """
-    if env_id not in gym.registry:
+    if env_id not in gym.registry and ":" not in env_id:
         with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves, with a notice
     try:
@@ -650,7 +660,7 @@ class VectorEnvs:
 
         actions: [n, act] in environment units, or [n] integers.
         Returns (s2 [n, obs], r [n], terminal [n], done [n]): s2 is the state that the step led to, the final one of an
-        episode included; terminal is true termination, done is termination or truncation. Raises Diverged.
+        episode included; terminal is true termination, done is termination or truncation. Raises RunFailed.
         """
         a = actions.cpu().numpy()
         require_finite(self.steps, action=a)
@@ -670,7 +680,7 @@ class VectorEnvs:
                 self.finished.append((i, self.steps, episode))
                 self.returns[i] = self.lengths[i] = 0
         require_finite(self.steps, observation=s2, reward=r)
-        return s2, r.astype(np.float32), terminal.copy(), done | (self.steps >= self.cut_at)
+        return s2, r.astype(np.float32), terminal, done | (self.steps >= self.cut_at)
 
 
 def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str) -> list[dict[str, float]]:
@@ -678,13 +688,13 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
     agent.eval()
     episodes = []
     for k in range(0, n, envs.num_envs):
-        envs.reset(seeds(seed, 1, n=k + envs.num_envs)[k:])
+        envs.reset(seeds(seed, 2, n=k + envs.num_envs)[k:])
         first: dict[int, dict[str, float]] = {}  # what an environment does after its first episode does not count
         while len(first) < envs.num_envs:
             envs.step(agent.act(torch.from_numpy(envs.obs).to(device)))
             first = {i: episode for i, _, episode in reversed(envs.finished)}
             if envs.lengths.max() == 100_000:
-                raise UserError("an episode has no end after 100000 steps: register it with max_episode_steps")
+                raise RunFailed("an episode has no end after 100000 steps: register it with max_episode_steps")
         episodes += [first[i] for i in range(envs.num_envs)]
     agent.train()
     return episodes[:n]
@@ -692,7 +702,7 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
 
 def summary(episodes: list[dict[str, float]]) -> str:
     """Mean and standard deviation of everything that is known of evaluated episodes."""
-    columns = {name: [episode[name] for episode in episodes] for name in episodes[0]}
+    columns = {name: [episode.get(name, 0) for episode in episodes] for name in episodes[0]}
     return ", ".join(f"{name} {np.mean(x):.2f} +- {np.std(x):.2f}" for name, x in columns.items())
 
 
@@ -705,9 +715,8 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
         try:
             if headless and not args.capture_video:
                 raise RuntimeError("there is no screen")
-            envs = VectorEnvs(
-                args.env_id, 1, evaluation=True, render_mode="rgb_array" if args.capture_video else "human"
-            )
+            mode = "rgb_array" if args.capture_video else "human"
+            envs = VectorEnvs(args.env_id, 1, evaluation=True, render_mode=mode)
             envs.reset()
             envs.vector.render()
             if args.capture_video:  # every other episode: between them are those that follow the end of one
@@ -715,7 +724,8 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
                 envs.vector = gym.wrappers.vector.RecordVideo(envs.vector, str(folder / "videos"), **film)
             return envs
         except Exception as error:  # whatever a renderer may lack: a run is not to fail for its film
-            print(f"no video: {' '.join(str(error).split())} (MuJoCo needs the system library libegl1 or libosmesa6)")
+            needs = "MuJoCo's films need libegl1, or libosmesa6 and MUJOCO_GL=osmesa; --render needs a screen"
+            print(f"no video: {' '.join(str(error).split())} ({needs})")
     return VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
 
 
@@ -759,10 +769,11 @@ class Run(contextlib.AbstractContextManager):
         path = self.folder / "checkpoint.pt"
         self.restore(read(path) if path.exists() else {"logs": {}})
         self.record(config)
+        self.wandb = None
         if args.track:
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
             keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
-            importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
+            self.wandb = importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps and envs.steps + 1)
         self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
@@ -803,11 +814,11 @@ class Run(contextlib.AbstractContextManager):
             start = "the last checkpoint" if (self.folder / "checkpoint.pt").exists() else "step 0"
             print(f"\nstopped at step {step}: python {sys.argv[0]} --resume {self.folder} goes on from {start}")
         else:
-            if self.args.capture_video or self.args.render:
-                evaluate(self.agent, evaluation_envs(self.args, self.folder, step), self.args.seed, 1, self.args.device)
             print(f"done at step {step}: everything is in {self.folder}")
         for part in (self.bar, self.tensorboard, self.envs.vector, self.eval_envs.vector):
             part.close()
+        if self.wandb:
+            self.wandb.finish(exit_code=int(error is not None))
         self.lock.release()
 
     def segments(self, unit: int | None) -> Iterator[int]:
@@ -819,17 +830,21 @@ class Run(contextlib.AbstractContextManager):
         """
         args, limit = self.args, self.eval_envs.vector.get_attr("spec")[0].max_episode_steps
         size = -(-args.checkpoint_every // (unit or 1)) * (unit or 1)
-        if size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
+        if unit and size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
         if not self.envs.steps:
             self.evaluate()
         while self.envs.steps < self.total:
-            seed_generators(args.seed, self.envs.steps)
-            self.envs.reset(seeds(args.seed, 0, self.envs.steps, n=args.num_envs))
+            seed_generators(args.seed, 4, self.envs.steps)
+            self.envs.reset(seeds(args.seed, 1, self.envs.steps, n=args.num_envs))
             end = min((self.envs.steps // size + 1) * size, self.total)
             self.envs.cut_at = end if unit else math.inf
             yield end
             self.save()
+        if args.capture_video or args.render:
+            film = evaluation_envs(args, self.folder, self.envs.steps)
+            evaluate(self.agent, film, args.seed, 1, args.device)
+            film.vector.close()
 
     def report(self, info: dict[str, Any]) -> None:
         """After every step or rollout: log and evaluate what is due; info holds the latest metrics."""
@@ -870,7 +885,7 @@ class Run(contextlib.AbstractContextManager):
         for k, episode in enumerate(episodes):
             self.write("eval", {"step": step, "episode": k} | episode, scalars=False)
         for name in episodes[0]:
-            self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode[name] for episode in episodes]), step)
+            self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode.get(name, 0) for episode in episodes]), step)
         self.bar.write(f"step {step}/{self.total}: {summary(episodes)}")
         kept = {k: v for k, v in self.agent.state_dict().items() if not k.startswith(self.agent.training_only)}
         write_atomically(self.folder / "policy.pt", lambda file: torch.save({"step": step, "policy": kept}, file))
@@ -891,12 +906,10 @@ class Run(contextlib.AbstractContextManager):
 
 def new_folder(args: Any, algorithm: str) -> Path:
     """A folder for a run, named after task, algorithm, seed, the settings that are not the defaults, and time."""
-    names = [
-        f.name for f in fields(args) if getattr(args, f.name) != f.default and f.name not in FREE | {"env_id", "seed"}
-    ]
-    changes = "".join(f"-{name}={getattr(args, name)}" for name in names)[:100].replace("/", "_")
+    defaults, known = asdict(type(args)()), FREE | {"env_id", "seed"}
+    changes = "".join(f"-{name}={x}" for name, x in asdict(args).items() if x != defaults[name] and name not in known)
     now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1000 % 10**6:06d}"
-    return Path("runs", args.env_id.replace(":", "-"), algorithm, f"{args.seed}{changes}-{now}")
+    return Path("runs", args.env_id.replace(":", "-"), algorithm, f"{args.seed}{changes[:100].replace('/', '_')}-{now}")
 
 
 def write_atomically(path: Path, write: Callable) -> None:
@@ -958,7 +971,7 @@ def prepare(args: Any) -> Any:
     """The settings, checked, with device and compile decided; seeds everything. Raises UserError; creates nothing."""
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value, flag = getattr(args, name), name.replace("_", "-")
-        for low, high in getattr(hint, "__metadata__", ()):
+        for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)):
             if value is not None and not low <= value <= high:
                 valid = f"{low} to {high}" if high < sys.float_info.max else f"at least {low}"
                 raise UserError(f"--{flag} {value} is out of range: use {valid}")
@@ -968,22 +981,26 @@ def prepare(args: Any) -> Any:
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu" and not getattr(torch, device).is_available():
         raise UserError(f"--device {device} is not present here: use --device cpu or auto")
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise UserError("--track needs Weights & Biases: pip install wandb")
+    if args.track:
+        try:
+            importlib.import_module("wandb").login()
+        except Exception as error:
+            raise UserError(
+                f"--track: {error}; `pip install wandb`, `wandb login` or set WANDB_MODE=offline"
+            ) from error
     torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of a compiled function
     torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    # by the line above; the user's choice; what films are like
-    for known in ("The value of the smallest subnormal", ".*is out of date", ".*will not contain the last frame"):
-        warnings.filterwarnings("ignore", message=known)
-    seed_generators(args.seed)
+    known = ".*(smallest subnormal|is out of date|contain the last frame|Overwriting existing videos)"
+    warnings.filterwarnings("ignore", message=known)  # by the line above; the user's choice; what films are like
+    seed_generators(args.seed, 3)
     args = replace(args, device=device)
     if args.compile:
         try:
             torch.compile(torch.neg)(torch.ones(1, device=device))
         except Exception as error:  # whatever a compiler may lack
-            print(f"not compiling ({str(error).splitlines()[0]}): slower, otherwise the same")
+            print(f"not compiling ({str(error).partition(chr(10))[0]}): slower, otherwise the same")
             args.compile = False
     return args
 
@@ -993,12 +1010,12 @@ def parse(args_class: type, agent_class: type) -> Any:
     # 1e6 is a whole number, too
     words = [re.sub(r"(^|=)(\d+\.?\d*[eE]\+?\d+)$", lambda m: f"{m[1]}{float(m[2]):.15g}", x) for x in sys.argv[1:]]
     args = tyro.cli(args_class, args=words, description=__doc__)
-    if args.resume and args.evaluate:
-        raise UserError("--resume and --evaluate exclude each other: use one")
+    if sum(x is not None for x in (args.resume, args.evaluate, args.run_dir)) > 1:
+        raise UserError("--resume, --evaluate and --run-dir exclude each other: use one")
     if args.resume or args.evaluate:
         saved = read_args(Path(args.resume or args.evaluate), agent_class, args_class)
-        films = {} if args.resume else {"capture_video": False, "render": False}  # an evaluation's own choice
-        saved = replace(saved, device="auto", **films)
+        own = {} if args.resume else {"device": "auto", "compile": False, "capture_video": False, "render": False}
+        saved = replace(saved, **own)
         args = tyro.cli(args_class, args=words, description=__doc__, default=saved)
     if args.evaluate:
         refuse_changes(saved, args, {"seed", "eval_episodes"})
@@ -1019,7 +1036,7 @@ def main(args_class: type, agent_class: type, train: Callable) -> None:
             print(f"{args.env_id}, step {step}, {len(episodes)} episodes: {summary(episodes)}")
         else:
             train(args)
-    except (UserError, Diverged) as error:
+    except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:

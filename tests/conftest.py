@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
 
 ROOT = Path(__file__).parent.parent
 ON_POLICY = ["reinforce", "a2c", "ppo", "trpo"]
@@ -31,7 +34,7 @@ MUJOCO_TASKS = [
 REPLAY = {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000}
 ROLLOUTS = {"num_steps": 32}
 CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps hold many gradient steps
-    "reinforce": {"episodes_per_update": 4, "value_epochs": 2},
+    "reinforce": {"value_epochs": 2},
     "a2c": {"num_steps": 8},
     "ppo": ROLLOUTS | {"num_minibatches": 4, "update_epochs": 2},
     "trpo": ROLLOUTS,
@@ -41,13 +44,9 @@ CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps 
     "her_ddpg": REPLAY | {"episodes_per_cycle": 1, "updates_per_cycle": 4, "clip_target": False},
 }
 CHEAP_RUN = {
-    "device": "cpu",
-    "compile": False,
-    "eval_episodes": 2,
-    "eval_every": 128,
-    "checkpoint_every": 128,
-    "log_every": 64,
-}
+    "device": "cpu", "compile": False, "eval_episodes": 2, "eval_every": 128, "checkpoint_every": 128, "log_every": 64,
+    "total_timesteps": 256, "num_envs": 1, "env_id": "Reacher-v5",
+}  # fmt: skip
 
 
 def load(algorithm: str) -> ModuleType:
@@ -67,48 +66,36 @@ def task(algorithm: str, env_id: str) -> str:
 
 
 def settings(algorithm: str, **changes: Any) -> Any:
-    """Args of a cheap run; names of RunArgs go there, all others to Args."""
-    module = load(algorithm)
-    names = module.RunArgs.__dataclass_fields__
-    run = CHEAP_RUN | {name: value for name, value in changes.items() if name in names}
-    own = {"env_id": "Reacher-v5", "total_timesteps": 256, "num_envs": 1} | CHEAP[algorithm]
-    own |= {name: value for name, value in changes.items() if name not in names}
-    own["env_id"] = task(algorithm, own["env_id"])
-    return module.Args(**own, run=module.RunArgs(**run))
+    """Args of a cheap run."""
+    values = CHEAP_RUN | CHEAP[algorithm] | changes
+    return load(algorithm).Args(**values | {"env_id": task(algorithm, values["env_id"])})
 
 
 def flags(algorithm: str, **changes: Any) -> list[str]:
     """The same as settings(), as command-line flags."""
-    args = settings(algorithm, **changes)
-    values = vars(args) | vars(args.run)
-    names = {*CHEAP[algorithm], *CHEAP_RUN, "env_id", "total_timesteps", "num_envs", *changes}
-    words = []
-    for name in sorted(names - {"run"}):
-        flag, value = name.replace("_", "-"), values[name]
+    args, words = vars(settings(algorithm, **changes)), []
+    for name in sorted({*CHEAP[algorithm], *CHEAP_RUN, *changes}):
+        flag, value = name.replace("_", "-"), args[name]
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return words
 
 
+def make_agent(algorithm: str, observation_space: Any, action_space: Any, **changes: Any) -> Any:
+    """A fresh agent with cheap settings, its weights drawn from seed 0."""
+    torch.manual_seed(0)
+    agent_class = getattr(load(algorithm), AGENTS[algorithm])
+    return agent_class(observation_space, action_space, settings(algorithm, **changes))
+
+
 def train(algorithm: str, **changes: Any) -> Path:
     """Train in this process with cheap settings; returns the run folder."""
-    return run_here(algorithm, settings(algorithm, **changes))
+    return load(algorithm).train(settings(algorithm, **changes))
 
 
 def resume(algorithm: str, folder: Path, **changes: Any) -> Path:
     """Continue a run folder in this process, with the settings in it, as --resume does."""
     saved = json.loads((folder / "config.json").read_text())["args"]
-    run = saved.pop("run")
-    return train(algorithm, **(saved | run | {"resume": str(folder)} | changes))
-
-
-def run_here(algorithm: str, args: Any) -> Path:
-    """train(args), with this process's signal handlers restored afterwards."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return load(algorithm).train(args)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    return load(algorithm).train(load(algorithm).Args(**saved | {"resume": str(folder)} | changes))
 
 
 def start_script(algorithm: str, *words: str, cwd: Path, script: Path | None = None, **environ: str):
@@ -153,16 +140,46 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def snapshot_during(monkeypatch: pytest.MonkeyPatch, algorithm: str, folder: Path, at: dict[int, Path]) -> None:
     """Copy `folder` as it is on the disk just before steps `at` (counted over all environments), as a SIGKILL then
-    would leave it: what the process still holds in memory, unwritten log rows included, is not in the copy."""
+    would leave it."""
     module = load(algorithm)
     step = module.VectorEnvs.step
 
     def step_with_snapshot(envs, actions):
-        for wanted in [w for w in at if envs.steps >= w]:
-            shutil.copytree(folder, at.pop(wanted))
+        if envs.cut_at < math.inf or algorithm == "reinforce":  # the training environments, not those of evaluations
+            for wanted in [w for w in at if envs.steps >= w]:
+                shutil.copytree(folder, at.pop(wanted))
         return step(envs, actions)
 
     monkeypatch.setattr(module.VectorEnvs, "step", step_with_snapshot)
+
+
+def variant(algorithm: str, name: str, *changes: tuple[str, str], file: bool = True) -> ModuleType:
+    """The algorithm's source with texts replaced, as a module of another name; file=False: as in a notebook."""
+    path, module = ROOT / "algorithms" / f"{algorithm}.py", ModuleType(name)
+    source = path.read_text()
+    for old, new in changes:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    if file:
+        module.__file__ = str(path)
+    sys.modules[name] = module
+    exec(compile(source, str(path), "exec"), vars(module))
+    return module
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """finished(algorithm): the folder of a complete run with a success rate; tests must not change it."""
+    made: dict[str, Path] = {}
+
+    def run(algorithm: str) -> Path:
+        if algorithm not in made:
+            folder = tmp_path_factory.mktemp(algorithm) / "deep" / "run"
+            changes = {"env_id": "contract_envs:Success-v0", "num_envs": 4, "eval_episodes": 6, "seed": 3}
+            made[algorithm] = train(algorithm, run_dir=str(folder), **changes)
+        return made[algorithm]
+
+    return run
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -181,7 +198,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture)
         capsys.readouterr()
         code = 0
         try:
-            module.main(module.Args, getattr(module, AGENTS[algorithm]), lambda args: run_here(algorithm, args))
+            module.main(module.Args, getattr(module, AGENTS[algorithm]), module.train)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
             if isinstance(end.code, str):
@@ -190,3 +207,27 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture)
         return code, out, err
 
     return call
+
+
+# ---- for the tests of the on-policy algorithms' mathematics ----------------------------------------------------------
+
+OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
+ACTIONS = {"continuous": Box(np.float32([-1, 0]), np.float32([1, 4])), "discrete": Discrete(3, start=2)}
+by_space = pytest.mark.parametrize("space", ACTIONS.values(), ids=ACTIONS)
+
+
+def rollout(agent: Any, t: int = 16, n: int = 8) -> list[torch.Tensor]:
+    """s, a, r, s2, terminal, done, random but for the actions, which are the agent's."""
+    torch.manual_seed(1)
+    s, s2 = torch.randn(2, t, n, 3)
+    a = agent.explore(s.flatten(0, 1)).unflatten(0, (t, n))
+    done = (torch.rand(t, n) < 0.2).float()
+    return [s, a, torch.randn(t, n), s2, done * (torch.rand(t, n) < 0.5), done]
+
+
+@pytest.fixture
+def double():
+    """float64 everywhere, so that derivatives can be compared closely."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict
 
 # (low + high) / 2 - (high - low) / 2 rounds to less than low in the second, with + to more than high in the third
 LOW, HIGH = np.float32([-1.0, 0.1, -1.1]), np.float32([1.0, 4.7, 0.3])
 
 
 class Countdown(gym.Env):
-    """Episode k of an environment has 3 + k % 4 steps; step t of it is rewarded with k + t / 8.
+    """Episode k since the last seeding has 3 + k % 4 steps; step t of it is rewarded with k + t / 8.
 
     The observation is (k, t), so that a transition tells where it comes from. Ends by termination; `both` truncates at
     the same step.
@@ -35,79 +35,62 @@ class Countdown(gym.Env):
 
 
 class Success(Countdown):
-    """Reports success at every step; an episode succeeds if its first observation's random number is positive."""
+    """Every other episode or so is lucky: it earns 100 more at every step and ends with success."""
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
         self.lucky = bool(self.np_random.random() < 0.5)
-        return np.float32([self.lucky, 0]), {}
+        return obs, info
 
     def step(self, action):
-        obs, r, terminated, truncated, _ = super().step(action)
-        return obs, r + 100 * self.lucky, terminated, truncated, {"is_success": self.lucky and terminated}
+        _, r, end, _, _ = super().step(action)
+        return np.float32([self.lucky, self.t]), r + 100 * self.lucky, end, False, {"is_success": self.lucky and end}
 
 
-class Hidden(gym.Env):
-    """A random walk whose position is in an object of its own, which no checkpoint can hold."""
+class Hidden(Countdown):
+    """A random walk of 10 steps whose position is in an object of its own, which no checkpoint could hold.
 
-    observation_space = Box(-np.inf, np.inf, (1,), np.float32)
-    action_space = Box(-1, 1, (1,), np.float32)
+    `wide`: as many observations as Humanoid. `fault`: from the 150th step on a "reward" or an "observation" of NaN, or
+    an exception ("crash").
+    """
 
     class Ball:
         position = 0.0
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
+    def __init__(self, wide: bool = False, fault: str = ""):
+        super().__init__()
+        self.size, self.fault, self.steps = 348 if wide else 2, fault, 0
+        self.observation_space = Box(-np.inf, np.inf, (self.size,), np.float32)
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
         self.ball = Hidden.Ball()
-        self.t = 0
-        return np.float32([0.0]), {}
+        return np.zeros(self.size, np.float32), {}
 
     def step(self, action):
-        self.ball.position += self.np_random.normal()
-        self.t += 1
-        return np.float32([self.ball.position]), 1.0, self.t == 10, False, {}
+        self.t, self.steps = self.t + 1, self.steps + 1
+        self.ball.position += self.np_random.normal() + 0.1 * action[0]
+        values = {"reward": self.ball.position, "observation": self.ball.position}
+        if self.steps >= 150 and self.fault == "crash":
+            raise ValueError("the simulator broke")
+        if self.steps >= 150 and self.fault:
+            values[self.fault] = np.nan
+        obs = np.full(self.size, values["observation"], np.float32)
+        obs[1] = self.t
+        return obs, values["reward"], self.t == 10, False, {}
 
 
-class Broken(gym.Env):
-    """From its 150th step on, gives NaN as reward (what="reward") or observation (what="obs")."""
-
-    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
-
-    def __init__(self, what: str, discrete: bool = False):
-        self.what, self.steps = what, 0
-        self.action_space = Discrete(2) if discrete else Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return self.np_random.normal(size=2).astype(np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        self.t += 1
-        bad = np.nan if self.steps >= 150 else 0.0
-        obs = self.np_random.normal(size=2) + (bad if self.what == "obs" else 0)
-        return obs.astype(np.float32), 1.0 + (bad if self.what == "reward" else 0), self.t == 10, False, {}
-
-
-class Strict(gym.Env):
+class Strict(Countdown):
     """Raises if an action is outside its bounds, which differ in every dimension; keeps them all."""
 
-    observation_space = Box(-1, 1, (2,), np.float32)
     action_space = Box(LOW, HIGH)
     actions: list[np.ndarray] = []
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
 
     def step(self, action):
         if not (action.shape == (3,) and (action >= LOW).all() and (action <= HIGH).all()):
             raise AssertionError(f"action {action!r} is out of bounds")
         Strict.actions.append(action.copy())
-        self.t += 1
-        return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action.sum()), self.t == 7, False, {}
+        return super().step(action)
 
 
 class Image(Countdown):
@@ -115,9 +98,27 @@ class Image(Countdown):
 
     observation_space = Box(0, 255, (8, 8, 3), np.uint8)
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros((8, 8, 3), np.uint8), {}
+
+class Screen(Countdown):
+    """Can be shown and filmed, by a fake that notes its pictures; or its renderer fails, as without OpenGL."""
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 30}
+    shown: list[str] = []
+
+    def __init__(self, render_mode=None, works: bool = True):
+        super().__init__()
+        self.render_mode, self.works = render_mode, works
+
+    def step(self, action):
+        if self.render_mode == "human":
+            self.render()
+        return super().step(action)
+
+    def render(self):
+        if not self.works:
+            raise RuntimeError("no OpenGL here")
+        Screen.shown.append(self.render_mode)
+        return None if self.render_mode == "human" else np.zeros((64, 64, 3), np.uint8)
 
 
 class AsGoal(gym.Wrapper):
@@ -128,12 +129,12 @@ class AsGoal(gym.Wrapper):
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
-        inner, part = env.observation_space, Box(-np.inf, np.inf, (min(2, env.observation_space.shape[0]),))
-        self.observation_space = Dict({"observation": inner, "achieved_goal": part, "desired_goal": part})
+        part = Box(-np.inf, np.inf, (2,))
+        parts = {"observation": env.observation_space, "achieved_goal": part, "desired_goal": part}
+        self.observation_space = Dict(parts)
 
     def join(self, obs: np.ndarray) -> dict[str, np.ndarray]:
-        achieved = obs[:2].astype(np.float32)
-        return {"observation": obs, "achieved_goal": achieved, "desired_goal": np.zeros_like(achieved)}
+        return {"observation": obs, "achieved_goal": np.float32(obs[:2]), "desired_goal": np.zeros(2, np.float32)}
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -147,65 +148,20 @@ class AsGoal(gym.Wrapper):
         return -np.linalg.norm(achieved_goal - desired_goal, axis=-1)
 
 
-class Unrenderable(Countdown):
-    """Its renderer fails when it is used, as MuJoCo's does without OpenGL."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
-
-    def __init__(self, render_mode=None):
-        super().__init__()
-        self.render_mode = render_mode
-
-    def render(self):
-        raise RuntimeError("no OpenGL here")
-
-
-class Aliased(gym.Env):
-    """Two attributes share memory: the second is a view of the first, and the dynamics write to it."""
-
-    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
-
-    def __init__(self):
-        self.action_space = Box(-1, 1, (1,), np.float32)
-        self.state = np.zeros(2)
-        self.velocity = self.state[1:]
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state[:] = self.np_random.uniform(-1, 1, 2)
-        return self.state.astype(np.float32), {}
-
-    def step(self, action):
-        self.velocity += action
-        self.state[0] += self.state[1]
-        return self.state.astype(np.float32), 0.0, False, False, {}
-
-
-class Endless(Aliased):
-    """Never ends, and was registered without a time limit."""
-
-
-gym.register("Unrenderable-v0", Unrenderable)
-gym.register("Aliased-v0", Aliased, max_episode_steps=20)
-gym.register("Endless-v0", Endless)
-gym.register("Countdown-v0", Countdown)
-gym.register("Both-v0", Countdown, kwargs={"both": True})
-gym.register("Truncated-v0", Countdown, max_episode_steps=2)
-gym.register("Success-v0", Success)
-gym.register("Hidden-v0", Hidden)
-gym.register("BrokenReward-v0", Broken, kwargs={"what": "reward"})
-gym.register("BrokenObs-v0", Broken, kwargs={"what": "obs"})
-gym.register("BrokenObsDiscrete-v0", Broken, kwargs={"what": "obs", "discrete": True})
-gym.register("Strict-v0", Strict)
-gym.register("Image-v0", Image)
-
-for name in [
-    "Countdown-v0", "Both-v0", "Truncated-v0", "Success-v0", "Hidden-v0", "BrokenReward-v0", "BrokenObs-v0",
-    "Strict-v0", "Unrenderable-v0", "Aliased-v0", "Pendulum-v1",
-    *(n for n in gym.registry if "mujoco" in str(gym.spec(n).entry_point) and n.endswith("-v5")),
-]:  # fmt: skip
+OWN = {
+    "Countdown": (Countdown, {}), "Both": (Countdown, {"both": True}), "Truncated": (Countdown, {}),
+    "Success": (Success, {}), "Hidden": (Hidden, {}), "Wide": (Hidden, {"wide": True}), "Strict": (Strict, {}),
+    "reward": (Hidden, {"fault": "reward"}), "observation": (Hidden, {"fault": "observation"}),
+    "crash": (Hidden, {"fault": "crash"}), "Image": (Image, {}), "Screen": (Screen, {}),
+    "Unrenderable": (Screen, {"works": False}), "Lacking": ("contract_envs:NoSuchClass", {}),
+    "Ant20": ("gymnasium.envs.mujoco.ant_v5:AntEnv", {}),
+}  # fmt: skip
+for name, (make, kwargs) in OWN.items():
+    gym.register(f"{name}-v0", make, kwargs=kwargs, max_episode_steps=2 if name == "Truncated" else 20)
+gym.register("Endless-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv")  # without a time limit
+for name in [*(f"{name}-v0" for name in OWN if name != "Image"), "Endless-v0", "Pendulum-v1", "Reacher-v5"]:
     gym.register(
         f"Goal{name}",
         lambda name=name, **kwargs: AsGoal(gym.make(name, max_episode_steps=-1, **kwargs)),
-        max_episode_steps=gym.spec(name).max_episode_steps or 200,
+        max_episode_steps=gym.spec(name).max_episode_steps,
     )

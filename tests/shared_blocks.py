@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
+import io
 import re
 import sys
+import tokenize
 from pathlib import Path
 
 ALGORITHMS = Path(__file__).parent.parent / "algorithms"
-WRITTEN_PER_FILE = {"Args", "train"}
+WRITTEN_PER_FILE = {  # name -> why its text differs
+    "Args": "each algorithm has its own settings",
+    "train": "each algorithm has its own loop",
+    "collect": "REINFORCE collects whole episodes, the others a fixed number of steps",
+}
+BUDGET = {  # most code lines, as counted by code_lines
+    "reinforce": 645, "a2c": 594, "ppo": 616, "trpo": 672, "ddpg": 571, "td3": 556, "sac": 597, "her_ddpg": 648,
+    "section 5": 329,
+}  # fmt: skip
 DIFFERENT_DEFAULTS = {  # settings whose best value is a matter of the algorithm
     "learning_rate": "each method's published step size; A2C's a larger one for its longer rollouts",
     "num_steps": "A2C makes one gradient step per rollout, so rollouts are short; TRPO one policy step",
@@ -27,16 +38,27 @@ DIFFERENT_DEFAULTS = {  # settings whose best value is a matter of the algorithm
     "learning_starts": "as published; HER's random actions go on, with probability random_eps, instead of such a phase",
     "exploration_noise": "each method's published noise",
 }
+DIFFERENT_HELP = {"num_envs": "REINFORCE: also the number of episodes in an update"}
 IMPORTABLE = {  # import name -> requirement
-    "gymnasium": "gymnasium", "numpy": "numpy", "torch": "torch", "tyro": "tyro", "tqdm": "tqdm", "wandb": "wandb",
+    "gymnasium": "gymnasium", "numpy": "numpy", "torch": "torch", "tyro": "tyro", "tqdm": "tqdm", "filelock": "torch",
+    "wandb": "wandb", "gymnasium_robotics": "gymnasium-robotics",
+}  # fmt: skip
+ON_WINDOWS = {  # parts of the standard library that differ between systems: what Windows has too
+    "os": {"environ", "fsync", "getcwd", "replace", "truncate", "path", "name"},
+    "signal": {"SIGINT", "SIGTERM", "signal", "getsignal", "default_int_handler"},
+    "fcntl": set(), "grp": set(), "pwd": set(), "resource": set(), "termios": set(),
 }  # fmt: skip
 BANNER = re.compile(r"^# =+\n# (.+)\n# =+$", re.MULTILINE)
 
 
+parse = functools.cache(ast.parse)
+
+
+@functools.cache
 def blocks(source: str) -> dict[str, str]:
     """Top-level functions, classes and constants of a file: name -> source text, decorators included."""
     lines, found = source.splitlines(keepends=True), {}
-    for node in ast.parse(source).body:
+    for node in parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             found[node.name] = "".join(lines[first - 1 : node.end_lineno])
@@ -45,9 +67,9 @@ def blocks(source: str) -> dict[str, str]:
     return found
 
 
-def fields(source: str, class_name: str) -> dict[str, tuple[str, str, str]]:
-    """Fields of a settings class: name -> (type, help text, default), each as source text."""
-    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name).body
+def fields(source: str) -> dict[str, tuple[str, str, str]]:
+    """Fields of Args: name -> (type, help text, default), each as source text."""
+    body = next(n for n in parse(source).body if isinstance(n, ast.ClassDef) and n.name == "Args").body
     found = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign):
@@ -58,28 +80,45 @@ def fields(source: str, class_name: str) -> dict[str, tuple[str, str, str]]:
 
 
 def settings_read(source: str) -> set[str]:
-    """Names read as args.NAME, run.NAME or something.args.NAME, something.run.NAME, and in Args.check as self.NAME."""
-    tree = ast.parse(source)
-    check = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "check")
-    holders = {"args", "run"}
-    found = set()
+    """Names read as args.NAME or something.args.NAME outside of Args, whose checks alone do nothing with a setting."""
+    tree, found = parse(source), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             owner = node.value
-            name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
-            if name in holders:
+            if "args" in (getattr(owner, "id", ""), getattr(owner, "attr", "")):
                 found.add(node.attr)
-    return found | {n.attr for n in ast.walk(check) if isinstance(n, ast.Attribute)}
+    return found
+
+
+@functools.cache
+def code_lines(source: str) -> list[int]:
+    """Numbers of the lines that hold a token of code: docstrings, help texts, comments and blank lines are free."""
+    free = set()
+    for node in ast.walk(parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            free |= set(range(node.lineno, node.end_lineno + 1))
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in layout]
+    return sorted({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - free)
+
+
+def over_budget(file: str, source: str) -> list[str]:
+    """What of a file is longer than BUDGET allows."""
+    starts = {match[1][:1]: source[: match.start()].count("\n") for match in BANNER.finditer(source)}
+    lines = code_lines(source)
+    counts = {file: len(lines), "section 5": sum(starts["5"] < n <= starts["6"] for n in lines)}
+    return [f"{file}.py: {x} has {n} code lines, at most {BUDGET[x]}" for x, n in counts.items() if n > BUDGET[x]]
 
 
 def imports(source: str) -> set[str]:
     """Top-level names of all modules that a file imports."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module.split(".")[0])
+    names |= set(re.findall(r"import_module\(\"(\w+)", source))
     return names - {"__future__"}
 
 
@@ -101,22 +140,24 @@ def problems(folder: Path = ALGORITHMS) -> list[str]:
                     f"{name} differs between {other}.py and {file}.py; `make sync FROM={other}` (or FROM={file}) "
                     "copies it:\n" + "\n".join(difference)
                 )
-        for name, (kind, text, default) in fields(source, "Args").items():
+        read = settings_read(source)
+        for name, (kind, text, default) in fields(source).items():
             other, known = first_field.setdefault(name, (file, (kind, text, default)))
-            same = (kind, text) == known[:2] and (default == known[2] or name in DIFFERENT_DEFAULTS)
-            if not same:
+            same_help = text == known[1] or name in DIFFERENT_HELP
+            if not (kind == known[0] and same_help and (default == known[2] or name in DIFFERENT_DEFAULTS)):
                 found.append(f"Args.{name} differs between {other}.py {known} and {file}.py {(kind, text, default)}")
-        for class_name in ("Args", "RunArgs"):
-            read = settings_read(source)
-            for name, (_, text, _) in fields(source, class_name).items():
-                if name not in read:
-                    found.append(f"{file}.py: {class_name}.{name} is never read: a flag that does nothing")
-                if not text and name != "run":
-                    found.append(f"{file}.py: {class_name}.{name} has no help text under it")
+            if name not in read:
+                found.append(f"{file}.py: Args.{name} is never read: a flag that does nothing")
+            if not text:
+                found.append(f"{file}.py: Args.{name} has no help text under it")
+        found += over_budget(file, source)
         banners = BANNER.findall(source)
         first_banners = first_banners or (file, banners)
         if banners != first_banners[1]:
             found.append(f"banners differ: {first_banners[0]}.py {first_banners[1]}, {file}.py {banners}")
+        for module, there in ON_WINDOWS.items():
+            for name in sorted(set(re.findall(rf"\b{module}\.(\w+)", source)) - there):
+                found.append(f"{file}.py uses {module}.{name}: does Windows have it? Then add it to ON_WINDOWS")
         for module in sorted(imports(source) - sys.stdlib_module_names - IMPORTABLE.keys()):
             found.append(f"{file}.py imports {module}, which is neither the standard library's nor a requirement")
     return found

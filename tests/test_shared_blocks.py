@@ -7,18 +7,19 @@ import shutil
 
 import pytest
 import shared_blocks
-from shared_blocks import ALGORITHMS, blocks, problems, sync
+from shared_blocks import ALGORITHMS, blocks, code_lines, over_budget, problems, sync
 
 TAG = re.compile(r"\[([A-Z]+[0-9]*\.[0-9]+)\]")
 
 
 def test_the_files_keep_the_rules():
-    assert not problems(), "\n\n".join(problems())
+    assert not (found := problems()), "\n\n".join(found)
 
 
 @pytest.fixture
-def copy(tmp_path):
-    """A copy of the algorithm files and a function that doctors one of them."""
+def copy(tmp_path, monkeypatch):
+    """A copy of the algorithm files and a function that doctors one of them; of any length."""
+    monkeypatch.setattr(shared_blocks, "BUDGET", dict.fromkeys(shared_blocks.BUDGET, 10_000))
     for path in ALGORITHMS.glob("*.py"):
         shutil.copy(path, tmp_path)
 
@@ -33,16 +34,12 @@ def copy(tmp_path):
 @pytest.mark.parametrize(
     ("file", "old", "new", "notice"),
     [
-        ("ppo.py", "self.steps += len(r)", "self.steps += 1", "VectorEnvs differs"),
+        ("ppo.py", "self.steps += self.num_envs", "self.steps += 1", "VectorEnvs differs"),
         ("td3.py", '"""Discount factor (0 to 1)."""', '"""Discount."""', "Args.gamma differs"),
-        (
-            "td3.py",
-            "batch_size: Annotated[int, Range(1)] = 256",
-            "batch_size: Annotated[int, Range(1)] = 255",
-            "batch_size",
-        ),
+        ("td3.py", "Range(1)] = 256", "Range(1)] = 255", "batch_size"),
         ("ppo.py", "# 2 Networks", "# 2 Nets", "banners differ"),
         ("td3.py", "import copy\n", "import copy\nimport pandas\n", "imports pandas"),
+        ("td3.py", "import copy\n", "import copy\n\ncopy = os.fork()\n", "os.fork: does Windows"),
         ("ppo.py", "    anneal_lr: bool", "    unused: int = 3\n    anneal_lr: bool", "Args.unused is never read"),
         ("ppo.py", "    anneal_lr: bool", "    unused: int = 3\n    anneal_lr: bool", "Args.unused has no help text"),
     ],
@@ -55,14 +52,27 @@ def test_a_breach_is_noticed(copy, file, old, new, notice):
     assert len(found) == (2 if "unused" in new else 1)
 
 
+def test_code_lines_and_budget(monkeypatch):
+    source = '"""Doc\n\n"""\n\n# comment\nx = [\n    1,  # one\n]\n"""Help."""\ny = """\n# text\n"""\n'
+    assert code_lines(source) == [6, 7, 8, 10, 11, 12]
+    source = (ALGORITHMS / "td3.py").read_text()
+    now = {"td3": len(code_lines(source))}
+    section_5 = re.search(r"# 5 Machinery.*(?=# 6 Entry)", source, re.DOTALL)[0]
+    now["section 5"] = len(code_lines(section_5))
+    monkeypatch.setattr(shared_blocks, "BUDGET", now)
+    assert over_budget("td3", source) == []
+    assert len(over_budget("td3", source + "x = 1\n")) == 1
+    assert len(over_budget("td3", source.replace("class Run(", "x = 1\n\n\nclass Run("))) == 2
+
+
 def test_sync_copies_blocks_both_ways(copy):
     folder, doctor = copy
-    doctor("ppo.py", "self.steps += len(r)", "self.steps += 1")
+    doctor("ppo.py", "self.steps += self.num_envs", "self.steps += 1")
     assert "make sync FROM=" in problems(folder)[0]
     assert sync("td3", folder) == ["ppo.py: VectorEnvs"]
     assert not problems(folder)
     assert (folder / "ppo.py").read_text() == (ALGORITHMS / "ppo.py").read_text()
-    doctor("ppo.py", "self.steps += len(r)", "self.steps += 1")
+    doctor("ppo.py", "self.steps += self.num_envs", "self.steps += 1")
     others = sorted(path.name for path in ALGORITHMS.glob("*.py") if path.stem != "ppo")
     assert sync("ppo", folder) == [f"{name}: VectorEnvs" for name in others]
     assert "self.steps += 1" in blocks((folder / "td3.py").read_text())["VectorEnvs"]

@@ -95,3 +95,27 @@ class PointGoal(gym.Env):
 
 
 gym.register("PointGoal-v0", PointGoal, max_episode_steps=15)
+
+
+class Trace(gym.Env):
+    """Episode k, from seed % 7 on, has 2 + k % 3 steps; it terminates if k is even and is truncated if it is odd.
+
+    The observation is (k, t, the action that led there), the reward k + t / 8 + that action.
+    """
+
+    observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+
+    def __init__(self, discrete: bool):
+        self.k, self.action_space = -1, Discrete(3, start=2) if discrete else Box(-1, 5, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.k, self.t = self.k + 1 if seed is None else seed % 7, 0
+        return np.float32([self.k, 0, 0]), {}
+
+    def step(self, action):
+        self.t, a, end = self.t + 1, float(np.squeeze(action)), self.t + 1 == 2 + self.k % 3
+        return np.float32([self.k, self.t, a]), self.k + self.t / 8 + a, end and self.k % 2 == 0, end and self.k % 2, {}
+
+
+gym.register("Trace-v0", Trace, max_episode_steps=9, kwargs={"discrete": False})
+gym.register("DiscreteTrace-v0", Trace, max_episode_steps=9, kwargs={"discrete": True})

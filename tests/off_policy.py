@@ -1,0 +1,88 @@
+"""What the tests of the four off-policy algorithms share: agents to be worked by hand, and runs that end in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import load, make_agent, rows, train
+from gymnasium.spaces import Box
+from torch import Tensor, nn
+
+OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
+ACTIONS = Box(np.float32([-1, 0]), np.float32([1, 4]))  # half ranges 1 and 2, centres 0 and 2
+QUICK = {
+    "learning_starts": 100, "batch_size": 32, "learning_rate": 3e-3, "eval_every": 10**9, "eval_episodes": 10,
+    "checkpoint_every": 10**6, "num_envs": 8,
+}  # fmt: skip
+
+
+def agent(algorithm: str, **changes: Any) -> Any:
+    """A fresh agent for the spaces above."""
+    return make_agent(algorithm, OBSERVATIONS, ACTIONS, **changes)
+
+
+def batch(n: int = 8, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """s, a, r, s2, terminal drawn from seed 1."""
+    torch.manual_seed(1)
+    low, high = torch.tensor(ACTIONS.low), torch.tensor(ACTIONS.high)
+    s, a, r, s2 = torch.randn(n, 3), low + (high - low) * torch.rand(n, 2), -torch.rand(n), torch.randn(n, 3)
+    return tuple(x.to(dtype) for x in (s, a, r, s2, torch.rand(n) < 0.3))
+
+
+def pair(first: Any, second: Any) -> nn.ModuleList:
+    """Twin critics."""
+    return nn.ModuleList([first, second])
+
+
+class Value(nn.Module):
+    """Q(s, a) = a . weights, with the weights as parameter."""
+
+    def __init__(self, *weights: float):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor(weights))
+
+    def forward(self, s, a):
+        return a @ self.weights
+
+
+def fix(actor: nn.Module, *tanh_output: float) -> None:
+    """Make an actor return centre + tanh_output * scale everywhere."""
+    with torch.no_grad():
+        actor.net[-1].weight.zero_()
+        actor.net[-1].bias.copy_(torch.tensor(tanh_output).atanh())
+
+
+def snapshot(module: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(module: nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+
+
+def store_truncation(monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
+    """The classical mistake: as termination."""
+    envs, step = load(algorithm).VectorEnvs, load(algorithm).VectorEnvs.step
+
+    def wrong(self, actions):
+        s2, r, _, done = step(self, actions)
+        return s2, r, done, done
+
+    monkeypatch.setattr(envs, "step", wrong)
+
+
+def chain_value(algorithm: str, folder: Path, **changes: Any) -> float:
+    """Value that is learned for the endless chain (gamma 0.8, so 5 for its rewards)."""
+    values = QUICK | {"env_id": "tiny_envs:Chain-v0", "total_timesteps": 404, "gamma": 0.8, "tau": 0.1}
+    folder = train(algorithm, **values | {"run_dir": str(folder / "run")} | changes)
+    return float(rows(folder / "metrics.csv")[-1]["q"])
+
+
+def match(algorithm: str, folder: Path, **changes: Any) -> Path:
+    """Train where the observation tells the action that pays; the best constant action gets about -0.8."""
+    values = QUICK | {"env_id": "tiny_envs:Match-v0", "total_timesteps": 504, "run_dir": str(folder / "run")}
+    return train(algorithm, **values | changes)

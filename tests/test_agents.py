@@ -1,0 +1,168 @@
+"""What the agents of all algorithms have in common: devices, replaced and frozen parts, state, acting, evaluation."""
+
+from __future__ import annotations
+
+import copy
+
+import contract_envs
+import numpy as np
+import pytest
+import torch
+from conftest import ALGORITHMS, HAS_REPLAY, load, make_agent, of_shared_blocks, settings
+from gymnasium.spaces import Box
+from torch import nn
+
+OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float64)
+ACTIONS = Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=np.float64)
+VARIANTS = [
+    *((name, {}) for name in ALGORITHMS), ("sac", {"alpha": "auto"}), ("sac", {"value_network": True}),
+    ("ddpg", {"noise": "ou"}), ("ddpg", {"network": "lillicrap"}), ("a2c", {"optimizer": "adam"}),
+    ("a2c", {"shared_network": True}), ("reinforce", {"baseline": "optimal"}),
+]  # fmt: skip
+
+
+def agent(algorithm: str, **changes):
+    """A fresh agent, its weights drawn from seed 0, of which an update moves every part."""
+    quick = {"num_envs": 4, "learning_rate": 0.01} | ({"policy_delay": 1} if algorithm == "td3" else {})
+    return make_agent(algorithm, OBSERVATIONS, ACTIONS, **quick | changes)
+
+
+def batch(algorithm: str, t: int = 6, n: int = 4, **where) -> list:
+    """Arguments of update: transitions [t * n], or t steps of n environments and the share of the run that is over."""
+    torch.manual_seed(1)
+    s, a, r, s2 = (torch.randn(t, n, size) for size in (3, 2, 1, 3))
+    end = (torch.arange(t) == t - 1).float().unsqueeze(1).expand(t, n).contiguous()  # of the episodes
+    if algorithm in HAS_REPLAY:
+        return [x.flatten(0, 1).to(**where) for x in (s, a, r.squeeze(-1), s2, end)]
+    rest = [torch.ones(t, n), s2[-1], end[-1]] if algorithm == "reinforce" else [s2, 0 * end, end]
+    return [x.to(**where) for x in (s, a, r.squeeze(-1), *rest)] + [0.5]
+
+
+def parameters(a: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: x.detach().clone() for name, x in a.state_dict().items() if isinstance(x, torch.Tensor)}
+
+
+def reinforce_without_masks(a, s, act, r, running, s_end, terminal, progress):
+    """REINFORCE.update but for the selection of rows: how many steps there are has to come to the host."""
+    s = a.normalise(s)
+    g = a.returns(r, a.normalise(s_end), terminal, running)
+    a.policy_gradient(a.actor.log_prob(s, act)[0], a.advantages(s, g, running), running)
+    a.fit_value(s.flatten(0, 1), g.flatten())
+    a.obs_stats.update(s.flatten(0, 1))
+
+
+HOST_SYNCS = {  # what cannot be done without the host, and what is tested instead of update
+    "reinforce": reinforce_without_masks,
+    "trpo": lambda a, *rollout: (setattr(a, "take", lambda *x: {}), a.update(*rollout)),  # the line search branches
+    "her_ddpg": lambda a, *transitions: a.cycle(*transitions),  # no sync: it holds update
+}
+
+
+@pytest.mark.parametrize(("algorithm", "changes"), VARIANTS)
+def test_everything_is_made_on_the_agents_device_and_nothing_comes_to_the_host(algorithm, changes, monkeypatch):
+    """Tensors of the device "meta" have no values, so that reading one, or mixing in one of the CPU, is an error."""
+    plain = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused=None, **options: plain(*args, **options))
+    a, s = agent(algorithm, device="meta", **changes), torch.randn(4, 3, device="meta")
+    actions = [a.act(s), a.explore(s)] + ([a.explore_uniformly(4)] if algorithm in HAS_REPLAY else [])
+    if changes.get("noise") == "ou":
+        a.restart_noise(torch.ones(4, dtype=torch.bool, device="meta"))
+    assert all(x.is_meta and x.shape == (4, 2) for x in actions)
+    for _ in range(2):
+        HOST_SYNCS.get(algorithm, type(a).update)(a, *batch(algorithm, device="meta"))
+    assert all(x.is_meta for x in parameters(a).values())
+
+
+PARTS = [(name, part) for name in ALGORITHMS for part in ("actor", "critic")]
+
+
+@pytest.mark.parametrize(("algorithm", "part"), [x for x in PARTS if x != ("trpo", "actor")])
+def test_a_replaced_network_is_an_error_at_the_first_update_that_says_what_to_do(algorithm, part):
+    """As by a subclass after super().__init__(). (TRPO moves whatever actor there is.)"""
+    a = agent(algorithm)
+    module, name = (a.critics, "0") if part == "critic" and hasattr(a, "critics") else (a, part)
+    setattr(module, name, copy.deepcopy(getattr(module, name)))
+    with pytest.raises(RuntimeError, match=r"replacing a module.*optimizer"):
+        a.update(*batch(algorithm))
+
+
+@pytest.mark.parametrize(("algorithm", "part"), PARTS)
+def test_a_frozen_layer_stays_and_the_rest_learns(algorithm, part):
+    a = agent(algorithm)
+    trained = {name: p for name, p in a.named_parameters() if name.startswith(part) and p.requires_grad}
+    frozen = next(name for name, p in trained.items() if p.dim() == 2)
+    trained[frozen].requires_grad_(False)
+    before = parameters(a)
+    a.update(*batch(algorithm))
+    assert len(trained) > 1 and [name for name, p in trained.items() if torch.equal(p, before[name])] == [frozen]
+
+
+@of_shared_blocks
+def test_compiled_steps_equal_eager_ones(algorithm, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+    results = []
+    for compiled in (False, True):
+        a = agent(algorithm, compile=compiled)
+        infos = [a.update(*batch(algorithm)) for _ in range(2)]
+        results.append(parameters(a) | {name: torch.as_tensor(x) for name, x in infos[1].items()})
+    for name, x in results[0].items():
+        torch.testing.assert_close(results[1][name], x, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_a_loaded_state_continues_identically(algorithm):
+    a, data = agent(algorithm), batch(algorithm)
+    torch.manual_seed(7)
+    b = type(a)(OBSERVATIONS, ACTIONS, settings(algorithm, num_envs=4, learning_rate=0.01))
+    drawn = [(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True) if p.dim() == 2]
+    assert not any(torch.equal(p, q) for p, q in drawn), "another seed, other weights"
+    a.update(*data)
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
+    for name, x in vars(a).items():
+        if isinstance(x, torch.optim.Optimizer):
+            getattr(b, name).load_state_dict(copy.deepcopy(x.state_dict()))
+    b.policy_delay = 1  # of td3
+    for x in (a, b):
+        torch.manual_seed(2)
+        x.update(*data)
+    for name, x in parameters(a).items():
+        assert torch.equal(x, parameters(b)[name]), name
+
+
+def test_actions_are_inside_the_bounds_and_only_those_of_explore_random(algorithm):
+    low, high = contract_envs.LOW, contract_envs.HIGH
+    a = make_agent(algorithm, OBSERVATIONS, Box(low, high, dtype=np.float64), num_envs=500)
+    s, to_env = torch.randn(500, 3), getattr(a.actor, "to_env", lambda x: x)
+    explored = to_env(a.explore(s))
+    assert torch.equal(a.act(s), a.act(s)) and not torch.equal(explored, to_env(a.explore(s)))
+    for p in a.actor.parameters():
+        p.data *= 100
+    for x in (a.act(s), explored, to_env(a.explore(s))):
+        assert x.dtype == torch.float32 and (x.numpy() >= low).all() and (x.numpy() <= high).all()
+    assert (a.act(s).numpy().min(0) == low).all() and (a.act(s).numpy().max(0) == high).all()
+
+
+def test_evaluation_is_of_act_in_eval_mode_and_with_statistics_as_they_are(algorithm, monkeypatch):
+    module = load(algorithm)
+    envs = module.VectorEnvs("contract_envs:Strict-v0", 2, evaluation=True)
+    a, modes = make_agent(algorithm, envs.observation_space, envs.action_space), []
+    a.actor.add_module("spy", nn.Dropout())
+    act = a.act
+    monkeypatch.setattr(a, "act", lambda s: (modes.append([m.training for m in a.modules()]), act(s))[1])
+    monkeypatch.setattr(a, "explore", None)
+    if hasattr(a, "obs_stats"):
+        raw = act(torch.ones(1, 2))
+        a.obs_stats.update(torch.randn(100, 2) * 3 + 5)
+        assert not torch.equal(act(torch.ones(1, 2)), raw), "applied"
+    before = parameters(a)
+    results = [module.evaluate(a, envs, 3, 3, "cpu") for _ in range(2)]
+    assert results[0] == results[1] and [set(x) for x in results[0]] == [{"return", "length"}] * 3
+    assert modes and not any(any(mode) for mode in modes) and all(m.training for m in a.modules())
+    assert all(torch.equal(x, before[name]) for name, x in parameters(a).items())
+
+
+def test_training_only_names_what_act_does_without(algorithm):
+    a, s = agent(algorithm), torch.randn(4, 3)
+    left_out, want = [name for name in parameters(a) if name.startswith(a.training_only)], a.act(s)
+    for name in left_out:
+        a.state_dict()[name].fill_(torch.nan)
+    assert left_out and torch.equal(a.act(s), want)
