@@ -648,12 +648,12 @@ class VectorEnvs:
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
         self.num_envs, self.steps, self.cut_at = num_envs, 0, math.inf
+        self.finished: list[tuple[int, int, dict[str, float]]] = []
 
     def reset(self, env_seeds: list[int] | None = None) -> None:
         """Start a new episode in every environment."""
         self.obs = np.array(self.vector.reset(seed=env_seeds)[0], dtype=np.float32)
         self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
-        self.finished: list[tuple[int, int, dict[str, float]]] = []
 
     def step(self, actions: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Step every environment and start a new episode where one ended (Gymnasium's SAME_STEP autoreset).
@@ -689,6 +689,7 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
     episodes = []
     for k in range(0, n, envs.num_envs):
         envs.reset(seeds(seed, 2, n=k + envs.num_envs)[k:])
+        envs.finished.clear()
         first: dict[int, dict[str, float]] = {}  # what an environment does after its first episode does not count
         while len(first) < envs.num_envs:
             envs.step(agent.act(torch.from_numpy(envs.obs).to(device)))
@@ -851,39 +852,42 @@ class Run(contextlib.AbstractContextManager):
         step, before, args = self.envs.steps, self.reported, self.args
         self.bar.update(step - before)
         self.reported = step
-        for _, end, episode in self.envs.finished:
-            self.write("train", {"step": end} | episode)
-        self.envs.finished.clear()
         if step // args.log_every > before // args.log_every or step >= self.total:
+            self.write_episodes()
             metrics = {name: float(value) for name, value in info.items()}
             require_finite(step, **metrics)
             if unknown := metrics.keys() - self.agent.metrics.keys():
                 raise KeyError(f"{type(self.agent).__name__}.metrics does not describe {unknown}: add a line for each")
             (logged, then), now = self.logged, time.perf_counter()
             row = {"step": step, "seconds": now - self.started, "steps_per_second": (step - logged) / (now - then)}
-            self.write("metrics", row | dict.fromkeys(self.agent.metrics) | metrics)
+            self.write("metrics", [row | dict.fromkeys(self.agent.metrics) | metrics])
             self.logged = step, now
         if step // args.eval_every > before // args.eval_every or step >= self.total:
             self.evaluate()
 
-    def write(self, log: str, row: dict[str, Any], scalars: bool = True) -> None:
-        """Add a row to a csv file, below a header if it is the first, and its numbers to TensorBoard."""
+    def write(self, log: str, rows: list[dict[str, Any]], scalars: bool = True) -> None:
+        """Add rows, below a header if they are the first, to a csv file, and their numbers to TensorBoard."""
         with open(self.folder / f"{log}.csv", "a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
+            writer = csv.DictWriter(file, rows[0] if rows else ())
+            if rows and file.tell() == 0:
                 writer.writeheader()
-            writer.writerow(row)
-        for name, value in row.items():
-            if scalars and name != "step" and value is not None:
-                self.tensorboard.add_scalar(f"{log}/{name}", value, row["step"])
+            writer.writerows(rows)
+        for row in rows if scalars else ():
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    self.tensorboard.add_scalar(f"{log}/{name}", value, row["step"])
+
+    def write_episodes(self) -> None:
+        """Rows of train.csv for the episodes that have ended since the last call."""
+        self.write("train", [{"step": step} | episode for _, step, episode in self.envs.finished])
+        self.envs.finished.clear()
 
     def evaluate(self) -> None:
         """Evaluate the deterministic policy: a row per episode in eval.csv, means elsewhere; save it as policy.pt."""
         step, args, self.eval_envs.steps = self.envs.steps, self.args, self.envs.steps
         require_finite(step, **dict(self.agent.named_parameters()))
         episodes = evaluate(self.agent, self.eval_envs, args.seed, args.eval_episodes, args.device)
-        for k, episode in enumerate(episodes):
-            self.write("eval", {"step": step, "episode": k} | episode, scalars=False)
+        self.write("eval", [{"step": step, "episode": k} | x for k, x in enumerate(episodes)], scalars=False)
         for name in episodes[0]:
             self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode.get(name, 0) for episode in episodes]), step)
         self.bar.write(f"step {step}/{self.total}: {summary(episodes)}")
@@ -893,6 +897,7 @@ class Run(contextlib.AbstractContextManager):
     def save(self) -> None:
         """Write the checkpoint, whole or not at all; never one with a parameter that is NaN or infinite."""
         require_finite(self.envs.steps, **dict(self.agent.named_parameters()))
+        self.write_episodes()
         self.tensorboard.flush()
         logs = {}
         for path in self.folder.glob("*.csv"):

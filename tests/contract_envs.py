@@ -35,11 +35,12 @@ class Countdown(gym.Env):
 
 
 class Success(Countdown):
-    """Every other episode or so is lucky: it earns 100 more at every step and ends with success."""
+    """Every other episode or so is lucky: it has 6 steps more, earns 100 more at each and ends with success."""
 
     def reset(self, **kwargs):
         obs, info = super().reset(**kwargs)
         self.lucky = bool(self.np_random.random() < 0.5)
+        self.t -= 6 * self.lucky
         return obs, info
 
     def step(self, action):

@@ -125,6 +125,14 @@ def test_actions_stay_within_each_dimensions_bounds(algorithm: str):
     np.testing.assert_allclose(mid.mean(0), (contract_envs.LOW + contract_envs.HIGH) / 2, atol=1e-5)
 
 
+def test_an_evaluation_counts_the_first_episode_of_each_seed():
+    """However many run side by side, and however long each is."""
+    envs = [module.VectorEnvs("contract_envs:Success-v0", n) for n in (1, 4, 6)]
+    agent = make_agent("td3", envs[0].observation_space, envs[0].action_space)
+    one, four, six = (module.evaluate(agent, e, 3, 6, "cpu") for e in envs)
+    assert one == four == six and {episode["length"] for episode in one} == {3, 9}
+
+
 def test_an_action_of_nan_never_reaches_the_environment():
     envs = start("contract_envs:Strict-v0", 1)
     contract_envs.Strict.actions.clear()

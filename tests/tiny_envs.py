@@ -98,7 +98,7 @@ gym.register("PointGoal-v0", PointGoal, max_episode_steps=15)
 
 
 class Trace(gym.Env):
-    """Episode k, from seed % 7 on, has 2 + k % 3 steps; it terminates if k is even and is truncated if it is odd.
+    """Episode k, from seed % 7 on, has 1 + 2 * (k % 3) steps; it terminates if k is even and is truncated if it is odd.
 
     The observation is (k, t, the action that led there), the reward k + t / 8 + that action.
     """
@@ -113,8 +113,9 @@ class Trace(gym.Env):
         return np.float32([self.k, 0, 0]), {}
 
     def step(self, action):
-        self.t, a, end = self.t + 1, float(np.squeeze(action)), self.t + 1 == 2 + self.k % 3
-        return np.float32([self.k, self.t, a]), self.k + self.t / 8 + a, end and self.k % 2 == 0, end and self.k % 2, {}
+        self.t, a, end = self.t + 1, float(np.squeeze(action)), self.t + 1 == 1 + 2 * (self.k % 3)
+        odd, reward = bool(self.k % 2), self.k + self.t / 8 + a
+        return np.float32([self.k, self.t, a]), reward, end and not odd, end and odd, {}
 
 
 gym.register("Trace-v0", Trace, max_episode_steps=9, kwargs={"discrete": False})

@@ -263,7 +263,7 @@ def test_rollouts_hold_what_happened(algorithm, env_id):
         k, j = 5 + i, 0
         for t in range(40):
             assert s[t, i, :2].tolist() == [k, j] and (j > 0 or s[t, i, 2] == 0)
-            j, end = j + 1, j + 1 == 2 + k % 3
+            j, end = j + 1, j + 1 == 1 + 2 * (k % 3)
             torch.testing.assert_close(s2[t, i], torch.tensor([k, j, sent[t, i]]).float())  # the final one at an end
             assert r[t, i].item() == pytest.approx(k + j / 8 + sent[t, i].item(), rel=1e-5)
             assert terminal[t, i] == (end and k % 2 == 0) and done[t, i] == (end or t == 39)  # cut as by a time limit

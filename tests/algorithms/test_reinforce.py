@@ -105,6 +105,10 @@ def test_baselines_lower_the_variance_and_the_optimal_one_most(double, estimator
     assert all((best < x).all() for x in others) and (others[1] < others[0]).all()
     if estimator == "total-return":  # the slides' formula
         torch.testing.assert_close(b, (score.square() * g[:1].T).mean(0) / score.square().mean(0))
+    a.args.baseline = "optimal"  # of some trajectories, whose scores are not 0 on average
+    b = a.optimal_baseline(score[:99], weighted[:99])
+    estimate = a.policy_gradient(logp[:, :99], g[:, :99], running[:, :99])
+    torch.testing.assert_close(estimate, (weighted - b * score)[:99].mean(0))
 
 
 def test_returns_by_hand_and_only_truncated_ends_are_bootstrapped():
@@ -117,6 +121,8 @@ def test_returns_by_hand_and_only_truncated_ends_are_bootstrapped():
         wanted = torch.tensor([[1.5, 1.75, 1.5], [1, 1.5, 1], [0, 1, 0]])
         weights = torch.tensor([[0, 1 / 8, 1 / 4], [0, 1 / 4, 1 / 2], [0, 1 / 2, 0]])
         torch.testing.assert_close(a.returns(r, s_end, terminal, running) * running, wanted + weights * v)
+    adv = a.advantages(s_end, torch.tensor([[6.0, 1], [2, 0]]), torch.tensor([[1.0, 1], [1, 0]]))  # baseline mean
+    assert adv[:, 0].tolist() == [6 - 2.5, 2 - 2.5] and adv[0, 1] == 1 - 2.5
 
 
 @by_space
@@ -140,6 +146,8 @@ def test_the_policy_step_follows_the_gradient_upwards():
     """Without scaling: 1/N of the sum over all trajectories of log pi (G_t - V)."""
     a = agent(CONTINUOUS, learning_rate=1e-4, scale_gradient=False, gamma=0.9)
     s, actions, r, running, s_end, terminal = data = episodes(a, 30, 50, 20, 40)
+    a.obs_stats.mean += 1
+    s, s_end = a.normalise(s), a.normalise(s_end)
     adv = a.returns(r, s_end, terminal, running) - a.value(s)
     j = (running * adv * a.actor.log_prob(s, actions)[0]).sum() / 4
     gradient = torch.autograd.grad(j, list(a.actor.parameters()))
@@ -182,7 +190,7 @@ def test_episodes_are_whole_one_of_every_environment_all_started_together():
         before = envs.steps
         s, actions, r, running, s_end, terminal = collect(a, envs, "cpu")
         k = s[0, :, 0]
-        lengths, sent = 2 + k.long() % 3, (2 + 3 * actions).clamp(-1, 5).squeeze(-1)
+        lengths, sent = 1 + 2 * (k.long() % 3), (2 + 3 * actions).clamp(-1, 5).squeeze(-1)
         assert len(s) == lengths.max() and envs.steps - before == 4 * len(s) and not s[0, :, 1:].any()
         assert torch.equal(terminal, 1 - k % 2)  # else truncated
         for i, n in enumerate(lengths):
