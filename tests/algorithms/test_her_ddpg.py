@@ -347,5 +347,5 @@ def test_what_cannot_work_is_one_line_and_creates_nothing(tmp_path, env_id, chan
     ],
 )
 def test_what_shows_in_the_data_only_ends_the_run_with_one_line(tmp_path, env_id, changes, message):
-    with pytest.raises(her_ddpg.UserError, match=message):
+    with pytest.raises(her_ddpg.RunFailed, match=message):
         her_ddpg.train(run(tmp_path, env_id, **changes))
