@@ -245,7 +245,7 @@ def test_an_episode_without_end_stops_with_the_remedy(command_line, tmp_path, mo
     monkeypatch.setattr(load("td3").VectorEnvs, "reset", almost)
     words = flags("td3", env_id="contract_envs:Endless-v0", run_dir=tmp_path / "run", eval_episodes=1)
     code, _, err = command_line("td3", *words)
-    assert code == 2 and err.count("\n") == 1 and "max_episode_steps" in err
+    assert code == 1 and err.count("\n") == 1 and "max_episode_steps" in err
 
 
 # ---- where it runs ---------------------------------------------------------------------------------------------------
