@@ -654,6 +654,12 @@ class Run(contextlib.AbstractContextManager):
             reason = error.strerror or "another process trains there"
             raise UserError(f"cannot use {self.folder} ({reason}): choose another --run-dir") from error
         path = self.folder / "checkpoint.pt"
+        if args.resume and not path.exists():
+            if (self.folder / "policy.pt").exists() and not (self.folder / "eval.csv").exists():
+                raise UserError(
+                    f"{self.folder} holds a policy but no checkpoint.pt: evaluate it, or train in a new folder"
+                )
+            print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
         self.restore(read(path) if path.exists() else {"logs": {}})
         self.record(config)
         self.wandb = None

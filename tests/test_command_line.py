@@ -364,3 +364,13 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, command_line):
     finally:
         process.kill()
         process.communicate()
+
+
+@of_shared_blocks
+def test_a_policy_alone_is_not_overwritten_by_resume(algorithm: str, finished, command_line, tmp_path):
+    for name in ("config.json", "policy.pt"):
+        shutil.copy(finished(algorithm) / name, tmp_path)
+    before = contents(tmp_path)
+    code, _, err = command_line(algorithm, "--resume", tmp_path)
+    assert code == 2 and "no checkpoint.pt: evaluate it" in err
+    assert {name: x for name, x in contents(tmp_path).items() if name != ".lock"} == before

@@ -374,6 +374,32 @@ def test_ctrl_c_says_how_to_go_on(algorithm: str, step: int, command_line, tmp_p
     assert logs(tmp_path / "run") == logs(uninterrupted)
 
 
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+
+@of_shared_blocks
+def test_the_seed_decides_the_generators_and_the_environments(algorithm: str, tmp_path, monkeypatch):
+    """At the start of every segment, each with numbers of its own; initialisation and evaluation have others."""
+    module = load(algorithm)
+    step = module.VectorEnvs.step
+
+    def watched(envs, actions):
+        if envs.cut_at < math.inf and envs.steps % 128 == 0:  # the first step of a training segment
+            starts[-1].append((torch.initial_seed(), envs.obs.tobytes()))
+        return step(envs, actions)
+
+    starts: list[list] = []
+    monkeypatch.setattr(module.VectorEnvs, "step", watched)
+    streams = [(1, 3), (1, 4, 0), (1, 4, 128), (2, 4, 0), (1, 1, 0), (1, 2)]
+    assert len({module.seeds(*x, n=1)[0] for x in streams}) == len(streams), "streams are apart"
+    for run, seed in enumerate((1, 1, 2)):
+        starts.append([])
+        train(algorithm, seed=seed, run_dir=str(tmp_path / str(run)))
+    assert starts[0] == starts[1] and len(starts[0]) == 2
+    for part in (0, 1):
+        assert len({x[part] for x in starts[0] + starts[2]}) == 4, "another seed and another segment, other numbers"
+
+
 # ---- numbers that are not, environments that break -------------------------------------------------------------------
 
 
