@@ -63,6 +63,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import random
 import re
 import sys
@@ -136,6 +137,8 @@ class Args:
     """CPU threads of PyTorch (>= 1); two runs of one thread finish more work than one run of two."""
     compile: bool = True
     """Compile the gradients with torch.compile: 10 to 40 s at the start, faster steps after."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Products of matrices: highest is float32, high is TF32 on a GPU, medium bfloat16 on a CPU that has it: faster."""
     run_dir: str | None = None
     """Run folder; default runs/ENV_ID/ALGORITHM/SEED-CHANGES-TIME. An existing run is never overwritten."""
     eval_every: Annotated[int, Range(1)] = 20_000
@@ -228,24 +231,21 @@ class RunningMoments(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("var", torch.ones(size))
+        self.register_buffer("std", torch.ones(size))
         self.register_buffer("count", torch.zeros(()))
 
     def update(self, x: Tensor) -> None:
         """Take in the rows of x [n, size] (Chan, Golub, LeVeque 1979: moments of two samples combined)."""
-        n, delta = len(x), x.mean(0) - self.mean
-        total = self.count + n
-        m2 = self.var * self.count + x.var(0, correction=0) * n + delta.square() * self.count * n / total
-        self.mean += delta * n / total
-        self.var.copy_(m2 / total)
-        self.count.copy_(total)
-
-    def std(self) -> Tensor:
-        """Standard deviation [size]."""
-        return (self.var + 1e-8).sqrt()
+        var, mean = torch.var_mean(x, 0, correction=0)
+        self.count += len(x)
+        weight, delta = len(x) / self.count, mean - self.mean
+        self.mean += weight * delta
+        self.var += weight * (var - self.var + (1 - weight) * delta.square())
+        self.std.copy_((self.var + 1e-8).sqrt())
 
     def standardise(self, x: Tensor) -> Tensor:
         """x [..., size] less the mean, over the standard deviation."""
-        return (x - self.mean) / self.std()
+        return (x - self.mean) / self.std
 
 
 # ======================================================================================================================
@@ -283,9 +283,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         if len(grads) < len(trained):
             unused = f"{len(trained) - len(grads)} of {len(trained)} parameters have no part in {loss.__name__}"
             raise RuntimeError(f"{unused}: after replacing a module make its target, optimizer and step anew")
-        optimizer.zero_grad()
-        for p, g in zip(trained, grads, strict=True):
-            p.grad = g
+        rest = iter(grads)
+        for p in parameters:
+            p.grad = next(rest) if p.requires_grad else None
         optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
         return info
 
@@ -464,7 +464,7 @@ class HER_DDPG(nn.Module):
 
     def normalise(self, s: Tensor) -> Tensor:
         """States as the networks see them."""
-        return ((s - self.obs_stats.mean) / self.obs_stats.std().clamp(min=0.01)).clamp(-5, 5)
+        return ((s - self.obs_stats.mean) / self.obs_stats.std.clamp(min=0.01)).clamp(-5, 5)
 
     @torch.no_grad()
     def act(self, s: Tensor) -> Tensor:
@@ -559,7 +559,7 @@ class Range(NamedTuple):
     """Closed interval of a setting's valid values, written in its annotation."""
 
     low: float
-    high: float = sys.float_info.max
+    high: float = math.inf
 
 
 class UserError(Exception):
@@ -609,6 +609,14 @@ def make_env(env_id: str, evaluation: bool = False, **kwargs: Any) -> gym.Env:
     return gym.wrappers.FlattenObservation(env) if isinstance(env.observation_space, gym.spaces.Dict) else env
 
 
+class FinalInfo(gym.Wrapper):
+    """Drops the info of all steps but an episode's last: gathering it from every environment takes long."""
+
+    def step(self, action: Any) -> tuple[Any, ...]:
+        obs, r, terminal, truncated, info = self.env.step(action)
+        return obs, r, terminal, truncated, info if terminal or truncated else {}
+
+
 class VectorEnvs:
     """`num_envs` copies of an environment stepped together.
 
@@ -618,7 +626,7 @@ class VectorEnvs:
     """
 
     def __init__(self, env_id: str, num_envs: int, **kwargs: Any):
-        make, mode = lambda: make_env(env_id, **kwargs), gym.vector.AutoresetMode.SAME_STEP
+        make, mode = lambda: FinalInfo(make_env(env_id, **kwargs)), gym.vector.AutoresetMode.SAME_STEP
         self.vector = gym.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)  # or AsyncVectorEnv
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
@@ -655,7 +663,7 @@ class VectorEnvs:
                 self.finished.append((i, self.steps, episode))
                 self.returns[i] = self.lengths[i] = 0
         require_finite(self.steps, observation=s2, reward=r)
-        return s2, r.astype(np.float32), terminal, done | (self.steps >= self.cut_at)
+        return s2, r, terminal, done | (self.steps >= self.cut_at)
 
 
 def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str) -> list[dict[str, float]]:
@@ -729,10 +737,8 @@ class Run(contextlib.AbstractContextManager):
         config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
         self.folder = Path(args.resume or args.run_dir or new_folder(args, config["algorithm"]))
         if args.resume:
-            config = read(self.folder / "config.json")
-            refuse_changes(
-                read_args(self.folder, type(agent), type(args)), args, {"total_timesteps", "checkpoint_every"}
-            )
+            config, before = read(self.folder / "config.json"), read_args(self.folder, type(agent), type(args))
+            refuse_changes(before, args, {"total_timesteps", "checkpoint_every"})
         elif self.folder.is_dir() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
             raise UserError(f"{self.folder} holds a run already: choose another --run-dir, or continue with --resume")
         try:
@@ -745,9 +751,7 @@ class Run(contextlib.AbstractContextManager):
         path = self.folder / "checkpoint.pt"
         if args.resume and not path.exists():
             if (self.folder / "policy.pt").exists() and not (self.folder / "eval.csv").exists():
-                raise UserError(
-                    f"{self.folder} holds a policy but no checkpoint.pt: evaluate it, or train in a new folder"
-                )
+                raise UserError(f"{self.folder} has a policy but no checkpoint.pt: evaluate it, or start a new run")
             print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
         self.restore(read(path) if path.exists() else {"logs": {}})
         self.record(config)
@@ -765,10 +769,10 @@ class Run(contextlib.AbstractContextManager):
         """Go back to a checkpoint, if there is one, otherwise to the start."""
         for path in (self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")):
             length = saved["logs"].get(path.name, 0)
-            if (path.stat().st_size if path.exists() else 0) < length:
-                raise UserError(f"{path} has lost rows since the last checkpoint: restore a copy")
-            if path.exists():
-                os.truncate(path, length)  # rows written after the checkpoint are written again
+            with open(path, "ab") as file:
+                if file.tell() < length:
+                    raise UserError(f"{path} has lost rows since the last checkpoint: restore a copy")
+                file.truncate(length)  # rows written after the checkpoint are written again
         if "step" in saved:
             self.envs.steps, self.seconds = saved["step"], saved["seconds"]
             for name, part in self.parts.items():
@@ -780,10 +784,8 @@ class Run(contextlib.AbstractContextManager):
         sha256 = script and hashlib.sha256(Path(script).read_bytes()).hexdigest()
         if config.get("script_sha256", sha256) != sha256:
             print("the script has changed since this run was started, so results may differ")
-        packages = {"torch", "numpy", "gymnasium", "gymnasium_robotics", "mujoco"} & sys.modules.keys()
-        versions = {name: sys.modules[name].__version__ for name in sorted(packages)} | {
-            "python": sys.version.split()[0]
-        }
+        packages = sorted({"torch", "numpy", "gymnasium", "gymnasium_robotics", "mujoco"} & sys.modules.keys())
+        versions = {"python": platform.python_version()} | {x: sys.modules[x].__version__ for x in packages}
         settings = asdict(replace(self.args, run_dir=str(self.folder), resume=None))
         commands = [*config.get("commands", []), ["python", *sys.argv]]
         config |= {"args": settings, "script_sha256": sha256, "versions": versions, "commands": commands}
@@ -958,9 +960,8 @@ def prepare(args: Any) -> Any:
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value, flag = getattr(args, name), name.replace("_", "-")
         for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)):
-            if value is not None and not low <= value <= high:
-                valid = f"{low} to {high}" if high < sys.float_info.max else f"at least {low}"
-                raise UserError(f"--{flag} {value} is out of range: use {valid}")
+            if value is not None and (not low <= value <= high or value == math.inf):
+                raise UserError(f"--{flag} {value} is out of range: use {low} to {high}")
         if value == "":
             raise UserError(f"--{flag} '' is empty: leave it out or give it a value")
     args.check()
@@ -971,12 +972,13 @@ def prepare(args: Any) -> Any:
         try:
             importlib.import_module("wandb").login()
         except Exception as error:
-            raise UserError(
-                f"--track: {error}; `pip install wandb`, `wandb login` or set WANDB_MODE=offline"
-            ) from error
+            remedy = "`pip install wandb`, `wandb login` or set WANDB_MODE=offline"
+            raise UserError(f"--track: {error}; {remedy}") from error
     torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of a compiled function
     torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
+    torch._inductor.config.cpp_wrapper = device == "cpu"  # no Python between the kernels
     torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision(args.matmul_precision)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
     known = ".*(smallest subnormal|is out of date|contain the last frame|Overwriting existing videos)"
     warnings.filterwarnings("ignore", message=known)  # by the line above; the user's choice; what films are like

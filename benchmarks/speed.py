@@ -1,8 +1,9 @@
-"""Speed of the scripts, beside Stable-Baselines3 where it is installed, and TD3's share of what the machine can do.
+"""Speed of the scripts beside Stable-Baselines3's with as many environments, and where the time goes.
 
-    python benchmarks/speed.py                               # a quiet hour; with --seconds 8 a third of it
-    python benchmarks/speed.py --algorithms td3 --memory     # also a TD3 run's memory with a full replay
-    pip install stable-baselines3==2.9.2 sb3-contrib==2.9.2  # the peers; without them only our own figures are printed
+    python benchmarks/speed.py --output benchmarks/results/speed     # about 40 minutes on a quiet machine
+    python benchmarks/speed.py --algorithms td3 --memory             # also a TD3 run's memory with a full replay
+    python benchmarks/speed.py --algorithms td3 sac --gradients      # also what lower precision does to gradients
+    pip install -r requirements-extra.txt                            # the peers; without them only our own figures
 
 One thread each, in alternation (ours, theirs, ours, ...), each measurement in a fresh process, on HalfCheetah-v5
 (her_ddpg: FetchPush-v4).
@@ -10,10 +11,14 @@ One thread each, in alternation (ours, theirs, ours, ...), each measurement in a
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import csv
+import functools
 import importlib
 import importlib.metadata
+import inspect
+import io
 import multiprocessing
 import os
 import resource
@@ -25,7 +30,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from records import write_atomically
@@ -35,21 +40,20 @@ ROOT = Path(__file__).resolve().parent.parent
 ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")
 OFF_POLICY = ("ddpg", "td3", "sac")
 LEARNING_STARTS = 304  # off-policy: steps with random actions, inside the warm-up
-WARM_UP = 1_000  # off-policy: steps that are not counted; HER: its first updates follow some episodes
+WARM_UP = {**dict.fromkeys(ON_POLICY, 24_576), **dict.fromkeys(OFF_POLICY, 1_000), "her_ddpg": 4_000}  # not counted
+GUESS = {  # steps/s that set the length of a measurement: ours, theirs
+    "reinforce": (9000, 6000), "a2c": (11000, 6000), "trpo": (8000, 5000), "ppo": (6500, 2500),
+    "ddpg": (230, 140), "td3": (210, 130), "sac": (150, 85), "her_ddpg": (600, 320),
+}  # fmt: skip
 READING = (
     "Compilation, the first rollouts or updates, evaluation and checkpoints are not counted.",
     "Both sides use the same networks, batch size, rollout length in steps, normalisation, and numbers of updates per "
-    "step and of epochs. The peers are measured with one environment, which is their default, and with the 8 "
-    "environments of ours (reinforce: 4).",
+    "step and of epochs; the number of environments is our default (reinforce: 4, else 8), or 1, which is theirs.",
     "reinforce has no peer of its own and stands beside their A2C, which updates more often: every 128 steps, not "
     "after every four episodes.",
     "her_ddpg: theirs is DDPG with HerReplayBuffer, which does not normalise observations and moves its targets at "
     "every update.",
 )
-GUESS = {  # steps/s that set the length of a measurement: ours, theirs
-    "reinforce": (8000, 1400), "a2c": (6000, 1400), "trpo": (7000, 2200), "ppo": (6000, 1600),
-    "ddpg": (180, 130), "td3": (150, 110), "sac": (110, 80), "her_ddpg": (600, 400),
-}  # fmt: skip
 
 
 @dataclass
@@ -60,14 +64,18 @@ class Args:
     """Scripts to measure."""
     repeats: int = 3
     """Measurements of each side (>= 1); the median is reported."""
-    seconds: float = 30.0
+    seconds: float = 15.0
     """Length of one measurement, after warm-up (seconds, > 0)."""
-    device: str = "cpu"
-    """Where both sides compute: cpu or cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where both sides compute."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Our side's setting of this name; the peer's is highest, PyTorch's default."""
     memory: bool = False
     """Also measure TD3's memory with a full replay of 1M transitions (about 3 minutes)."""
+    gradients: bool = False
+    """Also measure the relative error of each loss's gradient, against float64, at each precision."""
     output: str | None = None
-    """Also write the table to this file (markdown)."""
+    """Also write OUTPUT.md, and the measurements to OUTPUT.csv."""
 
 
 def script(algorithm: str) -> Any:
@@ -81,43 +89,74 @@ def task(algorithm: str) -> str:
     return "FetchPush-v4" if algorithm == "her_ddpg" else "HalfCheetah-v5"
 
 
-def warm_up(algorithm: str) -> int:
-    """Steps that are not counted."""
-    return WARM_UP if algorithm in OFF_POLICY else 4_000 if algorithm == "her_ddpg" else 24_576  # 3 long rollouts
+class Clock:
+    """Self-time of calls: a call's seconds, less those of the timed calls inside it, added up by part."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = collections.Counter()
+        self.inside: list[float] = []  # seconds in the timed calls of each call that is running, innermost last
+
+    def time(self, owner: Any, name: str, part: str) -> None:
+        """From now on add the calls of owner.name to a part."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.inside.append(0.0)
+            start = time.perf_counter()
+            result = function(*arguments, **options)
+            seconds = time.perf_counter() - start
+            self.spent[part] += seconds - self.inside.pop()
+            if self.inside:
+                self.inside[-1] += seconds
+            return result
+
+        setattr(owner, name, call)
 
 
-def ours(algorithm: str, steps: int, device: str) -> float:
-    """Steps/s of our script over `steps` steps after the warm-up, from its own metrics.csv."""
-    module = script(algorithm)
-    with tempfile.TemporaryDirectory() as folder:
+def ours(algorithm: str, steps: int, device: str, precision: str, parts: bool = False) -> float | dict[str, float]:
+    """Steps/s of our script over `steps` steps after the warm-up; or the microseconds of a vector step, by part."""
+    module, clock, marks = script(algorithm), Clock(), []
+    report = module.Run.report
+
+    def marked(run: Any, info: dict[str, Any]) -> None:
+        report(run, info)
+        if run.envs.steps >= WARM_UP[algorithm]:
+            marks.append((run.envs.steps, time.perf_counter()))
+            if len(marks) == 1:
+                clock.spent.clear()
+
+    module.Run.report = marked
+    if parts:
+        from gymnasium.envs.mujoco import MujocoEnv
+
+        agent = next(x for x in vars(module).values() if getattr(x, "__name__", "").lower() == algorithm)
+        clock.time(MujocoEnv, "do_simulation", "physics")
+        clock.time(module.gym.vector.SyncVectorEnv, "step", "gymnasium")
+        clock.time(module.VectorEnvs, "step", "VectorEnvs")
+        clock.time(agent, "explore", "explore")
+        clock.time(agent, "cycle" if algorithm == "her_ddpg" else "update", "update")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         args = module.Args(
-            env_id=task(algorithm),
-            device=device,
-            run_dir=f"{folder}/run",
-            eval_every=10**9,
-            eval_episodes=1,
-            checkpoint_every=10**9,
-            log_every=100 if algorithm in OFF_POLICY else 1000,
-        )
+            env_id=task(algorithm), device=device, matmul_precision=precision, run_dir=f"{folder}/run",
+            eval_every=10**9, eval_episodes=1, checkpoint_every=10**9,
+        )  # fmt: skip
         if algorithm in OFF_POLICY:
             args.learning_starts = LEARNING_STARTS
         rollout = args.num_envs * getattr(args, "num_steps", 1)  # whole ones: a shorter last one would be compiled
-        args.total_timesteps = -(-(warm_up(algorithm) + steps) // rollout) * rollout
-        with contextlib.redirect_stdout(None):
-            module.train(args)
-        with open(f"{folder}/run/metrics.csv") as file:
-            rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
-    (first, t0), (last, t1) = next(row for row in rows if row[0] >= warm_up(algorithm)), rows[-1]
-    return (last - first) / (t1 - t0)
+        args.total_timesteps = -(-(WARM_UP[algorithm] + steps) // rollout) * rollout
+        module.train(args)
+    (first, t0), (last, t1) = marks[0], marks[-1]
+    if not parts:
+        return (last - first) / (t1 - t0)
+    vector_steps = (last - first) / args.num_envs
+    spent = {part: clock.spent[part] for part in ("physics", "gymnasium", "VectorEnvs", "explore", "update")}
+    spent["rest"] = t1 - t0 - sum(spent.values())
+    return {part: seconds / vector_steps * 1e6 for part, seconds in spent.items()}
 
 
-def sb3_8_envs(algorithm: str, steps: int, device: str) -> float:
-    """Steps/s of Stable-Baselines3 with 8 environments, which is not its default but ours."""
-    return sb3(algorithm, steps, device, num_envs=8)
-
-
-def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
-    """Steps/s of Stable-Baselines3 with the settings of our script; see READING."""
+def sb3(algorithm: str, steps: int, device: str, num_envs: int | None = None) -> float:
+    """Steps/s of Stable-Baselines3 with the settings of our script, number of environments included; see READING."""
     import numpy as np
     import stable_baselines3 as peer
     import torch
@@ -128,7 +167,8 @@ def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
 
     torch.set_num_threads(1)
     clock: list[tuple[int, float]] = []
-    start = min(warm_up(algorithm), 6_144)
+    start = min(WARM_UP[algorithm], 6_144)
+    num_envs = num_envs or script(algorithm).Args().num_envs
 
     class Clock(BaseCallback):
         """Time at the first step after the warm-up and at every step after it."""
@@ -186,82 +226,58 @@ def sb3(algorithm: str, steps: int, device: str, num_envs: int = 1) -> float:
     return (last - first) / (t1 - t0)
 
 
-def her_shares(steps: int, device: str) -> tuple[float, float]:
-    """Shares of her_ddpg's time that are spent in the environments, and in updates and sampling.
+def sb3_default(algorithm: str, steps: int, device: str) -> float:
+    """Steps/s of Stable-Baselines3 with one environment, its default."""
+    return sb3(algorithm, steps, device, num_envs=1)
 
-    Counted from the first update on; evaluation and checkpoints are switched off as in `ours`.
+
+def gradient_errors(algorithm: str) -> dict[str, list[float]]:
+    """Relative error |g - g64| / |g64| of each loss's gradient on random data, at highest, high and medium precision.
+
+    g64 is the gradient in float64; the loss is that of a new agent without compilation.
     """
-    module = script("her_ddpg")
-    spent = {"step": 0.0, "update": 0.0}
-    clock: list[float] = []  # when counting began, and the last report
-
-    def timed(name: str, function: Any) -> Any:
-        def call(self: Any, *arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = function(self, *arguments)
-            if clock:
-                spent[name] += time.perf_counter() - start
-            return result
-
-        return call
-
-    report = module.Run.report
-
-    def reported(self: Any, info: dict) -> None:
-        report(self, info)
-        if clock or self.envs.steps >= warm_up("her_ddpg"):
-            clock[min(len(clock), 1) :] = [time.perf_counter()]
-
-    module.VectorEnvs.step = timed("step", module.VectorEnvs.step)
-    module.HER_DDPG.cycle = timed("update", module.HER_DDPG.cycle)
-    module.HindsightReplay.sample = timed("update", module.HindsightReplay.sample)
-    module.Run.report = reported
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        args = module.Args(
-            env_id=task("her_ddpg"), total_timesteps=warm_up("her_ddpg") + steps, device=device,
-            run_dir=f"{folder}/run", eval_every=10**9, eval_episodes=1, checkpoint_every=10**9,
-        )  # fmt: skip
-        module.train(args)
-    seconds = clock[1] - clock[0]
-    return spent["step"] / seconds, spent["update"] / seconds
-
-
-def matrix_rate() -> float:
-    """Float32 operations per second that one thread sustains over 2 seconds of products of 1024 x 1024 matrices."""
-    import torch
-
-    torch.set_num_threads(1)
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    products, start = 0, time.perf_counter()
-    while time.perf_counter() < start + 2:
-        a @ b
-        products += 1
-    return products * 2 * 1024**3 / (time.perf_counter() - start)
-
-
-def td3_update_flops() -> float:
-    """Float32 operations of one TD3 update (the mean of one with and one without the actor), counted by PyTorch."""
     import gymnasium as gym
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    td3, env = script("td3"), gym.make(task("td3"))
-    args = td3.Args(device="cpu", compile=False)
-    agent = td3.TD3(env.observation_space, env.action_space, args)
-    n, obs, act = args.batch_size, env.observation_space.shape[0], env.action_space.shape[0]
-    batch = torch.randn(n, obs), torch.rand(n, act), torch.randn(n), torch.randn(n, obs), torch.zeros(n)
-    with FlopCounterMode(display=False) as counter:
-        for _ in range(args.policy_delay):
-            agent.update(*batch)
-    return counter.get_total_flops() / args.policy_delay
+    module = script(algorithm)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    obs, act, n = gym.spaces.Box(-9, 9, (17,)), gym.spaces.Box(-1, 1, (6,)), 256
+    if algorithm == "her_ddpg":  # its spaces name the goal's places in the observation
+        env = module.make_env(task(algorithm))
+        obs, act = env.observation_space, env.action_space
+    agent_class = next(x for x in vars(module).values() if getattr(x, "__name__", "").lower() == algorithm)
+    agent = agent_class(obs, act, module.Args(device="cpu", compile=False))
+    wide = {"s": obs.shape[0], "s2": obs.shape[0], "a": act.shape[0], "noise": act.shape[0], "eps": act.shape[0]}
+    errors = {}
+    without_data = {"alpha_loss"} | ({"value_loss"} if algorithm == "sac" else set())  # SAC has V on request only
+    for name in (name for name in dir(agent) if name.endswith("loss") and name not in without_data):
+        loss = getattr(agent, name)
+        data = [torch.randn(n, wide[x]) if x in wide else torch.rand(n) for x in inspect.signature(loss).parameters]
+
+        def gradient(dtype: Any, loss: Any = loss, data: Any = data) -> Any:
+            agent.to(dtype)
+            grads = torch.autograd.grad(
+                loss(*(x.to(dtype) for x in data))[0],
+                [p for p in agent.parameters() if p.requires_grad],
+                allow_unused=True,
+            )
+            return torch.cat([g.flatten().double() for g in grads if g is not None])
+
+        true, errors[name] = gradient(torch.float64), []
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            errors[name].append(float((gradient(torch.float32) - true).norm() / true.norm()))
+        torch.set_float32_matmul_precision("highest")
+    return errors
 
 
-def td3_memory() -> float:
-    """Peak resident memory in MB of a TD3 run with a full replay of 1M HalfCheetah transitions, checkpoint included."""
+def td3_memory(env_id: str) -> float:
+    """Peak resident memory in MB of a TD3 run with a full replay of 1M transitions, checkpoint included."""
     td3 = script("td3")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         args = td3.Args(
-            env_id=task("td3"), learning_starts=1_000_000, total_timesteps=1_000_400, device="cpu",
+            env_id=env_id, learning_starts=1_000_000, total_timesteps=1_000_400, device="cpu",
             run_dir=f"{folder}/run", eval_every=10**9, checkpoint_every=500_000,
         )  # fmt: skip
         td3.train(args)
@@ -281,6 +297,13 @@ def cuda_is_available() -> bool:
     return torch.cuda.is_available()
 
 
+def bfloat16() -> str:
+    """Whether the CPU multiplies matrices in bfloat16, as Linux tells it."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return f"which multiplies bfloat16 ({', '.join(found)})" if found else "which does not multiply bfloat16"
+
+
 def installed(package: str) -> str | None:
     """Version of a package, None if it is not installed."""
     try:
@@ -289,22 +312,28 @@ def installed(package: str) -> str | None:
         return None
 
 
-def compare(algorithm: str, args: Args, peer: bool) -> tuple[list[str], list[float]]:
-    """Measure our script and its peers in alternation: the cells of its row, and our figures one by one."""
-    sides = {"ours": ours} | ({"sb3": sb3, "sb3_8_envs": sb3_8_envs} if peer else {})
+def compare(algorithm: str, args: Args, peer: bool) -> dict[str, list[float]]:
+    """Steps/s of our script and its peers, measured in alternation: side -> one figure per repeat."""
+    sides = {"ours": ours} | ({"sb3": sb3, "sb3 with 1 env": sb3_default} if peer else {})
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(args.repeats):
         for side, measure in sides.items():
-            guess = GUESS[algorithm][side != "ours"]
-            rates[side].append(fresh(measure, algorithm, int(args.seconds * guess), args.device))
+            steps = int(args.seconds * GUESS[algorithm][side != "ours"])
+            precision = [args.matmul_precision] if side == "ours" else []
+            rates[side].append(fresh(measure, algorithm, steps, args.device, *precision))
+    return rates
+
+
+def row(algorithm: str, rates: dict[str, list[float]]) -> str:
+    """A line of the table: medians, and medians of the ratios of neighbouring measurements."""
     cells = [algorithm, task(algorithm)]
-    for side in ("ours", "sb3", "sb3_8_envs"):
+    for side in ("sb3", "sb3 with 1 env"):
+        ratios = [a / b for a, b in zip(rates["ours"], rates.get(side, []), strict=False)]
+        cells.append(f"**{statistics.median(ratios):.2f}**" if ratios else "-")
+    for side in ("ours", "sb3", "sb3 with 1 env"):
         listed = ", ".join(f"{rate:.0f}" for rate in rates.get(side, []))
         cells.append(f"{statistics.median(rates[side]):.0f} ({listed})" if side in rates else "-")
-    for side in ("sb3", "sb3_8_envs"):
-        ratios = [a / b for a, b in zip(rates["ours"], rates.get(side, []), strict=False)]
-        cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
-    return cells, rates["ours"]
+    return f"| {' | '.join(cells)} |"
 
 
 def check(args: Args) -> None:
@@ -316,16 +345,14 @@ def check(args: Args) -> None:
         fail(f"--repeats {args.repeats} is out of range: use at least 1")
     if not args.seconds > 0:
         fail(f"--seconds {args.seconds} is out of range: use more than 0")
-    if args.output and (Path(args.output).is_dir() or not os.access(Path(args.output).parent, os.W_OK)):
+    if args.output and not os.access(Path(args.output).parent, os.W_OK):
         fail(f"--output {args.output} cannot be written: choose another")
-    if args.device not in ("cpu", "cuda"):
-        fail(f"--device {args.device} is not one of cpu, cuda")
     if args.device == "cuda" and not fresh(cuda_is_available):
         fail("--device cuda was not found: use cpu")
 
 
 def main(args: Args) -> None:
-    """Measure in alternation, print as it goes, and write the file at the end."""
+    """Measure in alternation, print as it goes, and write the files at the end."""
     check(args)
     os.environ["OMP_NUM_THREADS"] = "1"
     peer = bool(installed("stable-baselines3") and installed("sb3-contrib"))
@@ -336,38 +363,52 @@ def main(args: Args) -> None:
         print(line, flush=True)
         lines.append(line)
 
-    versions = ", ".join(f"{name} {installed(name) or 'not installed'}" for name in
-                         ("torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"))  # fmt: skip
-    say("# Speed")
-    say()
-    command = " ".join(["python", *sys.argv])
-    say(f"`{command}`, commit {commit.strip() or 'unknown'}, {hardware()}, device {args.device}, one thread,")
-    say(f"Python {sys.version.split()[0]}, {versions}. Steps/s: median (each measurement of {args.seconds:g} s).")
-    say()
-    say("| algorithm | task | ours | SB3, 1 env | SB3, 8 envs | ours / SB3 | ours / SB3 with 8 envs |")
-    say("|---|---|---|---|---|---|---|")
-    notes = []
+    packages = ("torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib")
+    versions = ", ".join(f"{name} {installed(name) or 'not installed'}" for name in packages)
+    say("# Speed\n")
+    say(
+        f"`{' '.join(['python', *sys.argv])}`, commit {commit.strip() or 'unknown'}, {hardware()}, {bfloat16()}; device"
+    )
+    python = f"Python {sys.version.split()[0]}, {versions}"
+    say(f"{args.device}, matmul-precision {args.matmul_precision}, one thread, {python}.")
+    say(f"Steps/s: median (each measurement of {args.seconds:g} s).\n")
+    say("| algorithm | task | ours / SB3 | ours / SB3 with 1 env | ours | SB3 | SB3 with 1 env |")
+    say(f"|---|---|{'---|' * 5}")
+    rows = []
     for algorithm in args.algorithms:
-        if algorithm == "her_ddpg":
-            stepping, updating = fresh(her_shares, int(args.seconds * GUESS[algorithm][0]), args.device)
-            notes.append(f"her_ddpg: {stepping:.0%} of the time is spent stepping the environments, {updating:.0%} in "
-                         "sampling and updates")  # fmt: skip
-        before = [fresh(matrix_rate) for _ in range(2)] if algorithm == "td3" else []
-        cells, rates = compare(algorithm, args, peer)
-        say(f"| {' | '.join(cells)} |")
-        if algorithm == "td3" and args.device == "cpu":
-            matrix, flops = statistics.median([*before, fresh(matrix_rate)]), fresh(td3_update_flops)
-            notes.append(
-                f"td3: an update takes {flops / 1e9:.3f} GFLOP; matrix products run at {matrix / 1e9:.0f} GFLOP/s, so "
-                f"at most {matrix / flops:.0f} steps/s; ours reaches {statistics.median(rates) * flops / matrix:.0%}"
-            )
+        rates = compare(algorithm, args, peer)
+        say(row(algorithm, rates))
+        rows += [
+            (algorithm, task(algorithm), args.matmul_precision, side, *x)
+            for side in rates
+            for x in enumerate(rates[side])
+        ]
+    say("\n" + "\n".join(f"- {note}" for note in READING))
+    say("\n## Microseconds of a vector step (all environments once), each part without the parts inside it\n")
+    for k, algorithm in enumerate(args.algorithms):
+        steps = int(args.seconds * GUESS[algorithm][0])
+        parts = fresh(ours, algorithm, steps, args.device, args.matmul_precision, True)
+        if k == 0:
+            say(f"| algorithm | {' | '.join(parts)} |\n|---|{'---|' * len(parts)}")
+        say(f"| {algorithm} | {' | '.join(f'{x:.0f}' for x in parts.values())} |")
+    if args.gradients:
+        say("\n## Relative error of gradients against float64, new agent, 256 random rows\n")
+        say("| algorithm | loss | highest | high | medium |\n|---|---|---|---|---|")
+        for algorithm in args.algorithms:
+            for loss, errors in fresh(gradient_errors, algorithm).items():
+                say(f"| {algorithm} | {loss} | {' | '.join(f'{x:.1e}' for x in errors)} |")
     if args.memory:
-        notes.append(f"td3 with a full replay of 1M transitions: {fresh(td3_memory):.0f} MB resident at most")
-    say()
-    for note in (*READING, *notes):
-        say(f"- {note}")
+        say()
+        for env_id in ("HalfCheetah-v5", "Humanoid-v5"):
+            megabytes = fresh(td3_memory, env_id)
+            say(f"- td3 with a full replay of 1M transitions of {env_id}: {megabytes:.0f} MB resident at most")
     if args.output:
-        write_atomically(Path(args.output), "\n".join(lines) + "\n")
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(
+            [("algorithm", "env_id", "matmul_precision", "side", "repeat", "steps_per_second"), *rows]
+        )
+        write_atomically(Path(f"{args.output}.csv"), table.getvalue())
+        write_atomically(Path(f"{args.output}.md"), "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def test_observations_are_normalised_by_statistics_that_change_after_the_update_
     assert seen == {0} and (agent.obs_stats.mean - 5).abs().max() < 0.5
     assert agent.obs_stats.count == 128 and raw.obs_stats.count == 0 and torch.equal(raw.normalise(s), s)
     agent.obs_stats.mean.fill_(1)
-    agent.obs_stats.var.fill_(4)
+    agent.obs_stats.std.fill_(2)
     torch.testing.assert_close(agent.normalise(s), torch.tensor([[1.0, 0.0, 10.0]]))
     torch.testing.assert_close(agent.act(s), agent.actor.to_env(agent.actor.mu(torch.tensor([[1.0, 0.0, 10.0]]))))
     assert "obs_stats.mean" in agent.state_dict()

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import speed
@@ -22,48 +24,51 @@ def test_bad_input_is_one_line(capsys, monkeypatch):
 
 
 def test_sides_alternate_and_ratios_are_of_neighbouring_measurements(monkeypatch):
-    rates = {
-        speed.ours: [200.0, 400.0, 300.0],
-        speed.sb3: [100.0, 100.0, 50.0],
-        speed.sb3_8_envs: [400.0, 100.0, 300.0],
-    }
-    measured = []
+    own, sb3, single = [200.0, 400.0, 300.0], [400.0, 100.0, 300.0], [100.0, 100.0, 50.0]
+    left, measured = {speed.ours: own[:], speed.sb3: sb3[:], speed.sb3_default: single[:]}, []
 
-    def measure(function, algorithm, steps, device):
-        measured.append((function.__name__, steps))
-        return rates[function].pop(0)
+    def measure(function, algorithm, steps, device, *precision):
+        measured.append((function.__name__, steps, *precision))
+        return left[function].pop(0)
 
     monkeypatch.setattr(speed, "fresh", measure)
     monkeypatch.setattr(speed, "GUESS", {"td3": (150, 100)})
-    cells, own = speed.compare("td3", speed.Args(repeats=3, seconds=2), peer=True)
-    assert measured == [("ours", 300), ("sb3", 200), ("sb3_8_envs", 200)] * 3 and own == [200.0, 400.0, 300.0]
-    assert cells == [
-        "td3", "HalfCheetah-v5", "300 (200, 400, 300)", "100 (100, 100, 50)", "300 (400, 100, 300)",
-        "4.00", "1.00",  # the medians of 2, 4, 6 and of 1/2, 4, 1
-    ]  # fmt: skip
-    rates[speed.ours] = [7.0]
-    cells, _ = speed.compare("td3", speed.Args(repeats=1), peer=False)
-    assert cells[2:] == ["7 (7)", "-", "-", "-", "-"]
+    rates = speed.compare("td3", speed.Args(repeats=3, seconds=2, matmul_precision="medium"), peer=True)
+    assert measured == [("ours", 300, "medium"), ("sb3", 200), ("sb3_default", 200)] * 3
+    assert rates == {"ours": own, "sb3": sb3, "sb3 with 1 env": single}
+    assert speed.row("td3", rates) == (
+        "| td3 | HalfCheetah-v5 | **1.00** | **4.00** "
+        "| 300 (200, 400, 300) | 300 (400, 100, 300) | 100 (100, 100, 50) |"
+    )  # the medians of 1/2, 4, 1 and of 2, 4, 6
+    assert speed.row("td3", {"ours": [7.0]}) == "| td3 | HalfCheetah-v5 | - | - | 7 (7) | - | - |"
 
 
-def test_operations_of_a_td3_update_by_hand():
-    """2 per multiply-add; a layer's gradients cost once more for its weights and once more for its input."""
-    hidden = 256 * 256
-    actor, actor_1 = 17 * 256 + hidden + 256 * 6, 17 * 256
-    critic, critic_1 = 23 * 256 + hidden + 256, 23 * 256
-    targets = actor + 2 * critic  # mu'(s'), Q1'(s', a'), Q2'(s', a')
-    critics = 2 * critic + 2 * (2 * critic - critic_1)  # Q1(s, a), Q2(s, a) and their gradients
-    policy = actor + critic + critic + (2 * actor - actor_1)  # mu(s), Q1(s, mu(s)), dQ1/da, dmu/dtheta
-    # 256 transitions; the actor every other time
-    assert speed.td3_update_flops() == 2 * 256 * (targets + critics + policy / 2)
+def test_a_part_is_counted_without_the_parts_inside_it():
+    inner = SimpleNamespace(work=lambda: time.sleep(0.05))
+    outer = SimpleNamespace(work=lambda: (inner.work(), time.sleep(0.02), inner.work()))
+    clock = speed.Clock()
+    clock.time(inner, "work", "inner")
+    clock.time(outer, "work", "outer")
+    outer.work()
+    assert 0.1 <= clock.spent["inner"] < 0.2 and 0.02 <= clock.spent["outer"] < 0.05
+
+
+def test_gradients_lose_digits_at_lower_precision():
+    errors = speed.gradient_errors("ppo")["loss"]
+    assert max(errors[:2]) < 1e-5 and errors[0] <= errors[2] < 0.05
 
 
 def test_a_measurement_from_the_command_line(tmp_path):
     command = ["benchmarks/speed.py", "--algorithms", "a2c", "--repeats", "1", "--seconds", "0.2"]
-    command += ["--output", str(tmp_path / "speed.md")]
+    command += ["--output", str(tmp_path / "speed")]
     result = subprocess.run([sys.executable, *command], cwd=speed.ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "speed.md").read_text() == result.stdout
     assert f"`python {' '.join(command)}`" in result.stdout and "each measurement of 0.2 s" in result.stdout
-    rate = re.search(r"^\| a2c \| HalfCheetah-v5 \| (\d+) \(\1\) \|", result.stdout, re.MULTILINE)
-    assert rate and int(rate[1]) > 0
+    rate = re.search(r"^\| a2c \| HalfCheetah-v5 \|[^|]+\|[^|]+\| (\d+) \(\1\) \|", result.stdout, re.MULTILINE)
+    written = re.search(
+        r"^a2c,HalfCheetah-v5,highest,ours,0,([\d.]+)$", (tmp_path / "speed.csv").read_text(), re.MULTILINE
+    )
+    assert rate and float(written[1]) == pytest.approx(int(rate[1]), abs=0.5)
+    parts = re.search(r"^\| a2c \|((?: -?\d+ \|){6})$", result.stdout, re.MULTILINE)
+    assert parts and float(parts[1].split("|")[0]) > 0  # physics
