@@ -110,9 +110,15 @@ def remark(row: dict[str, str], sources: dict[str, Source], between: str) -> str
     return between.join(x for x in (slip, prose(row["note"], sources), experiment) if x)
 
 
+def anchor(heading: str) -> str:
+    """What GitHub calls a heading in links to it."""
+    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+
+
 def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
     """A lecture's slides in order, each with a table of its formulas and a line of those that are theory only."""
-    parts = []
+    slides = dict.fromkeys(row["slide"] for row in rows if row["lecture"] == lecture)
+    parts = [" · ".join(f"[{slide}](#{anchor(slide)})" for slide in slides) + "\n"]
     for slide, group in itertools.groupby((r for r in rows if r["lecture"] == lecture), key=lambda row: row["slide"]):
         lines, theory = [f"#### {slide}", ""], []
         table = ["| on the slide | in the code | remarks |", "|---|---|---|"]
