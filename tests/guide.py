@@ -121,7 +121,10 @@ def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, S
     parts = [" · ".join(f"[{slide}](#{anchor(slide)})" for slide in slides) + "\n"]
     for slide, group in itertools.groupby((r for r in rows if r["lecture"] == lecture), key=lambda row: row["slide"]):
         lines, theory = [f"#### {slide}", ""], []
-        table = ["| on the slide | in the code | remarks |", "|---|---|---|"]
+        table = [
+            f"| {'in the paper' if lecture == 'papers' else 'on the slide'} | in the code | remarks |",
+            "|---|---|---|",
+        ]
         for row in group:
             formula = "`" + row["formula"].replace("|", r"\|") + "`"
             if row["status"] == "theory":

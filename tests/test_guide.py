@@ -117,8 +117,9 @@ def test_every_formula_stands_under_its_slide():
 
 
 def test_every_experiment_is_listed_and_shown():
-    table = re.findall(r"^\| (\w+) \| .*\(\.\./benchmarks/experiments/pictures/(\w+)\.png\) \|$", TEXT, re.MULTILINE)
-    assert table == [(name, name) for name in EXPERIMENTS]
+    where = r"\(\.\./benchmarks/experiments/"
+    table = re.findall(rf"^\| \[(\w+)\]{where}(\w+)\.py\) \| .*{where}pictures/(\w+)\.png\) \|$", TEXT, re.MULTILINE)
+    assert table == [(name, name, name) for name in EXPERIMENTS]
     assert {row["experiment"] for row in ROWS} == {"", *EXPERIMENTS}
     screens = TEXT.split("## The algorithms")[1].split("## Experiments")[0]
     assert set(re.findall(r"\[(\w+)\]\(#experiments\)", screens)) <= set(EXPERIMENTS)
