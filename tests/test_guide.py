@@ -19,6 +19,7 @@ ROWS = read_lectures()
 MACHINERY = {  # settings of where and how a run runs: --help explains them, other libraries have other ways
     "device", "threads", "compile", "run_dir", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "resume",
     "evaluate", "capture_video", "render", "track", "wandb_project_name", "wandb_entity", "env_id", "seed",
+    "matmul_precision",
 }  # fmt: skip
 
 
