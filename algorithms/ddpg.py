@@ -372,14 +372,14 @@ class DDPG(nn.Module):
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor) -> Tensor:
         """The target y [n] of the critic [DDPG.1]."""
-        q2 = self.critic_target(s2, self.actor_target(s2))
+        q2 = self.critic_target(s2, self.actor_target(s2))  # Q'(s', mu'(s'))   [DDPG.1]
         return r + self.gamma * (1 - terminal) * q2  # y = r + gamma (1 - terminal) Q'(s', mu'(s'))   [DDPG.1]
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor):
         """L(Q) [DDPG.2] and its metrics; r and terminal are [n]."""
         with torch.no_grad():
             y = self.target(r, s2, terminal)
-        q = self.critic(s, a)
+        q = self.critic(s, a)  # Q(s, a)   [DDPG.2]
         loss = (y - q).square().mean()  # L(Q) = mean (y - Q(s, a))^2   [DDPG.2]
         return loss, {"critic_loss": loss, "q": q.mean(), "q_target": y.mean()}
 

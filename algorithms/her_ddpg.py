@@ -485,7 +485,7 @@ class HER_DDPG(nn.Module):
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor) -> Tensor:
         """The target y [n] of the critic [HER.3]."""
-        q2 = self.critic_target(s2, self.actor_target(s2))
+        q2 = self.critic_target(s2, self.actor_target(s2))  # Q'(s2, mu'(s2))   [HER.3]
         y = r + self.gamma * (1 - terminal) * q2
         return y.clamp(*self.return_range)  # y = clip(r + gamma (1 - terminal) Q'(...), -1 / (1 - gamma), 0)   [HER.3]
 
@@ -493,7 +493,7 @@ class HER_DDPG(nn.Module):
         """L(Q) [HER.4] and its metrics; r and terminal are [n], s and s2 are normalised."""
         with torch.no_grad():
             y = self.target(r, s2, terminal)
-        q = self.critic(s, a)
+        q = self.critic(s, a)  # Q(s, a)   [HER.4]
         loss = (y - q).square().mean()  # L(Q) = mean (y - Q(s, a))^2   [HER.4]
         return loss, {"critic_loss": loss, "q": q.mean(), "q_target": y.mean(), "reward": r.mean()}
 

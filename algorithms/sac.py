@@ -383,22 +383,22 @@ class SAC(nn.Module):
     def soft_value(self, critics: nn.ModuleList, s: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """V(s) [n], estimated with one action [SAC.3], and its log-probability [n]; eps is standard normal noise."""
         a, logp = self.actor.sample(s, eps)
-        q = torch.min(*[q(s, a) for q in critics])
+        q = torch.min(*[q(s, a) for q in critics])  # min_i Q_i(s, a~)   [SAC.3]
         return q - self.temperature() * logp, logp  # V(s) = min_i Q_i(s, a~) - alpha log pi(a~ | s)   [SAC.3]
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor, eps: Tensor) -> Tensor:
         """The target y [n] of both critics [SAC.4]."""
         if self.value is not None:
-            v2 = self.target_network(s2).squeeze(-1)
+            v2 = self.target_network(s2).squeeze(-1)  # V_psi'(s')   [SAC.4]
         else:
-            v2, _ = self.soft_value(self.target_network, s2, eps)
+            v2, _ = self.soft_value(self.target_network, s2, eps)  # V'(s') by Q'_i   [SAC.4]
         return r + self.gamma * (1 - terminal) * v2  # y = r + gamma (1 - terminal) V'(s')   [SAC.4]
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor, eps: Tensor):
         """L(Q) [SAC.5] and its metrics; r and terminal are [n]."""
         with torch.no_grad():
             y = self.target(r, s2, terminal, eps)
-        q1, q2 = [q(s, a) for q in self.critics]
+        q1, q2 = [q(s, a) for q in self.critics]  # Q_i(s, a)   [SAC.5]
         loss = (y - q1).square().mean() + (y - q2).square().mean()  # L(Q) = sum_i mean (y - Q_i(s, a))^2   [SAC.5]
         return loss, {"critic_loss": loss, "q": q1.mean(), "q_target": y.mean()}
 

@@ -333,14 +333,14 @@ class TD3(nn.Module):
         eps = (self.policy_noise * noise).clamp(-self.noise_clip, self.noise_clip)  # clip(N(0, sigma), -c, c)   [TD3.1]
         a2 = self.actor_target(s2) + eps * self.actor.scale
         a2 = a2.clamp(self.low, self.high)  # a~ = clip(mu'(s') + eps, low, high)   [TD3.1]
-        q2 = torch.min(*[q(s2, a2) for q in self.critics_target])
+        q2 = torch.min(*[q(s2, a2) for q in self.critics_target])  # min_i Q'_i(s', a~)   [TD3.2]
         return r + self.gamma * (1 - terminal) * q2  # y = r + gamma (1 - terminal) min_i Q'_i(s', a~)   [TD3.2]
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor, noise: Tensor):
         """L(Q) [TD3.3] and its metrics; r and terminal are [n]."""
         with torch.no_grad():
             y = self.target(r, s2, terminal, noise)
-        q1, q2 = [q(s, a) for q in self.critics]
+        q1, q2 = [q(s, a) for q in self.critics]  # Q_i(s, a)   [TD3.3]
         loss = (y - q1).square().mean() + (y - q2).square().mean()  # L(Q) = sum_i mean (y - Q_i(s, a))^2   [TD3.3]
         return loss, {"critic_loss": loss, "q": q1.mean(), "q_target": y.mean()}
 

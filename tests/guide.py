@@ -40,6 +40,7 @@ class Source:
     """An algorithm file: where its tags and its functions are."""
 
     tags: dict[str, list[int]] = field(default_factory=dict)  # tag -> lines whose comment holds it
+    fullest: dict[str, int] = field(default_factory=dict)  # tag -> the one of these with the longest comment
     lines: dict[str, int] = field(default_factory=dict)  # function, class or Class.method -> line of its def
     methods: dict[int, str] = field(default_factory=dict)  # line -> innermost of these around it
     docstring: set[str] = field(default_factory=set)  # tags of the docstring
@@ -56,9 +57,13 @@ def read_source(path: Path) -> Source:
             if isinstance(part, ast.FunctionDef | ast.ClassDef):
                 source.lines[name + part.name] = part.lineno
                 source.methods |= dict.fromkeys(range(part.lineno, part.end_lineno + 1), name + part.name)
+    comments: dict[str, list[str]] = {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         for tag in TAG.findall(token.string) if token.type == tokenize.COMMENT else []:
             source.tags.setdefault(tag, []).append(token.start[0])
+            comments.setdefault(tag, []).append(token.string)
+    for tag, texts in comments.items():
+        source.fullest[tag] = source.tags[tag][texts.index(max(texts, key=len))]
     return source
 
 
@@ -90,7 +95,7 @@ def prose(text: str, sources: dict[str, Source]) -> str:
     parts = []
     for part in re.split(r"(`[^`]*`|\[[A-Z][A-Z0-9]*\.[0-9]+\])", text):
         if tag := TAG.fullmatch(part):
-            places = [f"{name}.py#L{s.tags[tag[1]][0]}" for name, s in sources.items() if tag[1] in s.tags]
+            places = [f"{name}.py#L{s.fullest[tag[1]]}" for name, s in sources.items() if tag[1] in s.tags]
             if not places:
                 sys.exit(f"error: lectures.csv mentions {part}, which no comment in the code has: mend one of them")
             part = f"{part}({places[0]})"
@@ -160,7 +165,7 @@ def renew(text: str, folder: Path = ALGORITHMS) -> str:
     def link(match: re.Match) -> str:
         quote, name, file = match.groups()
         source = sources.get(file, Source())
-        line = source.tags[name][0] if name in source.tags else source.lines.get(name)
+        line = source.fullest.get(name, source.lines.get(name))
         if line is None:
             sys.exit(
                 f"error: the guide links {name} in {file}.py, which has no such tag, function or class: mend the link"

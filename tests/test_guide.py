@@ -125,8 +125,12 @@ def test_every_experiment_is_listed_and_shown():
     screens = TEXT.split("## The algorithms")[1].split("## Experiments")[0]
     assert set(re.findall(r"\[(\w+)\]\(#experiments\)", screens)) <= set(EXPERIMENTS)
     folder = ALGORITHMS.parent / "benchmarks" / "experiments"
+    commands = re.findall(r"^make experiment NAME=(.*)$", screens, re.MULTILINE)
+    assert len(commands) >= len(FILES) and set(commands) <= set(EXPERIMENTS)
+    pictures = set(re.findall(r"\(\.\./benchmarks/experiments/pictures/(\w+)\.png\)", TEXT))
     programs = {path.stem for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
     assert programs <= set(EXPERIMENTS), "the guide's table of experiments lacks some"
+    assert all((folder / "pictures" / f"{name}.png").exists() for name in pictures & programs)
 
 
 def test_headings_that_are_linked_exist_once():
@@ -191,10 +195,11 @@ def test_line_numbers_follow_the_code(copy):
     folder, doctor = copy
     doctor("td3.py", "# 2 Networks", "# 2 Networks\n# one line more")
     text = renew(TEXT, folder)
-    line = guide.read_source(ALGORITHMS / "td3.py").tags["TD3.2"][0]
+    line = guide.read_source(ALGORITHMS / "td3.py").fullest["TD3.2"]
     assert f"[TD3.2](td3.py#L{line + 1})" in text and f"[td3.py:{line + 1}](td3.py#L{line + 1})" in text
     assert f"td3.py#L{line})" not in text.split("### TD3")[1].split("### SAC")[0]
     assert renew(text, folder) == text
+    assert "# y = r" in COMMENTS["td3"][line], "a link of the text leads to the line with the fullest equation"
 
 
 @pytest.mark.parametrize(
