@@ -1,6 +1,6 @@
 # make help       what there is
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart report test mutants lint sync clean
+.PHONY: help setup quickstart report test mutants lint sync guide clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,9 @@ lint: setup  ## Style of the code
 
 sync: setup  ## Copy shared blocks to the other algorithm files: make sync FROM=td3
 	@$(BIN)/python tests/shared_blocks.py $(FROM)
+
+guide: setup  ## The reading guide's tables and line numbers, from lectures.csv and the tags in the code
+	@$(BIN)/python tests/guide.py
 
 clean:  ## Remove the virtual environment and caches, not the results
 	rm -rf $(VENV) .pytest_cache .ruff_cache

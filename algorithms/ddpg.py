@@ -165,7 +165,7 @@ class Args:
 def relu_mlp(*sizes: int) -> nn.Sequential:
     """Linear layers from sizes[0] inputs to sizes[-1] outputs with ReLU between them, initialised as PyTorch does."""
     layers = [layer for shape in itertools.pairwise(sizes) for layer in (nn.Linear(*shape), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1])  # f(x; theta), theta as PyTorch starts it   [NET.1]
 
 
 def flat_size(space: gym.Space) -> int:
@@ -192,7 +192,7 @@ class DeterministicActor(nn.Module):
         self.register_buffer("centre", (high + low) / 2)
 
     def forward(self, s: Tensor) -> Tensor:
-        return self.centre + self.scale * torch.tanh(self.net(s))
+        return self.centre + self.scale * torch.tanh(self.net(s))  # a = mu(s) = centre + scale tanh(f(s))   [MU.1]
 
 
 class Critic(nn.Module):
@@ -203,7 +203,7 @@ class Critic(nn.Module):
         self.net = relu_mlp(obs_dim + act_dim, *hidden, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return self.net(torch.cat([s, a], -1)).squeeze(-1)
+        return self.net(torch.cat([s, a], -1)).squeeze(-1)  # Q(s, a; theta) ~ Q^pi(s, a)   [Q.1]
 
 
 class LateActionCritic(nn.Module):
@@ -215,7 +215,7 @@ class LateActionCritic(nn.Module):
         self.net = relu_mlp(hidden[0] + act_dim, *hidden[1:], 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return self.net(torch.cat([self.first(s).relu(), a], -1)).squeeze(-1)
+        return self.net(torch.cat([self.first(s).relu(), a], -1)).squeeze(-1)  # Q(s, a; theta) ~ Q^pi(s, a)   [Q.1]
 
 
 # ======================================================================================================================
@@ -235,9 +235,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     norm_name = loss.__name__.replace("loss", "grad_norm")
 
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        value, info = loss(*batch)
+        value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -256,7 +256,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         rest = iter(grads)
         for p in parameters:
             p.grad = next(rest) if p.requires_grad else None
-        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
+        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
         return info
 
     return step
@@ -265,7 +265,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move a target network's parameters towards those of the learned one: theta' <- (1 - tau) theta' + tau theta."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # [TARGET.2]
 
 
 class Replay:
@@ -279,7 +279,7 @@ class Replay:
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.position = self.size = 0
         try:
-            self.rows = torch.empty(capacity, sum(self.columns), device=device)
+            self.rows = torch.empty(capacity, sum(self.columns), device=device)  # D   [REPLAY.1]
         except RuntimeError as error:
             raise UserError(f"--buffer-size {capacity} exceeds the memory of {device}: lower it") from error
 
@@ -287,12 +287,12 @@ class Replay:
         """Store one transition per environment: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
         n, (capacity, _), device = len(transition[0]), self.rows.shape, self.rows.device
         columns = [torch.as_tensor(x, dtype=torch.float32, device=device).view(n, -1) for x in transition]
-        self.rows[(self.position + torch.arange(n, device=device)) % capacity] = torch.cat(columns, 1)
+        self.rows[(self.position + torch.arange(n, device=device)) % capacity] = torch.cat(columns, 1)  # D   [REPLAY.2]
         self.position, self.size = (self.position + n) % capacity, min(self.size + n, capacity)
 
     def sample(self, n: int) -> tuple[Tensor, ...]:
         """n transitions drawn uniformly with replacement: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
-        where = torch.randint(self.size, (n,), device=self.rows.device)
+        where = torch.randint(self.size, (n,), device=self.rows.device)  # (s, a, r, s', terminal) ~ U(D)   [REPLAY.3]
         s, a, r, s2, terminal = self.rows.index_select(0, where).split(self.columns, 1)
         return s, a, r.squeeze(1), s2, terminal.squeeze(1)
 
@@ -339,8 +339,8 @@ class DDPG(nn.Module):
         else:
             self.actor = DeterministicActor(obs_dim, low, high)
             self.critic = Critic(obs_dim, len(low))
-        self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
-        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)  # theta_mu' <- theta_mu   [TARGET.1]
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)  # theta_Q' <- theta_Q   [TARGET.1]
         self.to(args.device)
         actor_lr = args.learning_rate if args.actor_learning_rate is None else args.actor_learning_rate
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), actor_lr, fused=True)
@@ -359,7 +359,7 @@ class DDPG(nn.Module):
     def explore(self, s: Tensor) -> Tensor:
         """The behaviour policy [DDPG.5]; with Ornstein-Uhlenbeck noise s has one row per environment."""
         mu = self.actor(s)
-        eps = self.exploration_noise * torch.randn_like(mu)  # in half action ranges, like ou_state
+        eps = self.exploration_noise * torch.randn_like(mu)  # eps = sigma N(0, I), in half action ranges   [DDPG.5]
         if self.noise == "ou":
             eps += (1 - self.ou_theta) * self.ou_state
             self.ou_state.copy_(eps)  # eps_t = (1 - ou_theta) eps_{t-1} + sigma N(0, I)   [DDPG.6]
@@ -367,7 +367,7 @@ class DDPG(nn.Module):
 
     def restart_noise(self, done: Tensor) -> None:
         """Back to 0 with the noise of environments whose episode is over; done [n] is boolean."""
-        self.ou_state.masked_fill_(done.unsqueeze(-1), 0.0)
+        self.ou_state.masked_fill_(done.unsqueeze(-1), 0.0)  # eps_{-1} = 0: a new process for every episode   [DDPG.6]
 
     def explore_uniformly(self, n: int) -> Tensor:
         """n actions drawn uniformly from the action space, [n, act]."""
@@ -375,14 +375,14 @@ class DDPG(nn.Module):
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor) -> Tensor:
         """The target y [n] of the critic [DDPG.1]."""
-        q2 = self.critic_target(s2, self.actor_target(s2))
+        q2 = self.critic_target(s2, self.actor_target(s2))  # Q'(s', mu'(s'))   [DDPG.1]
         return r + self.gamma * (1 - terminal) * q2  # y = r + gamma (1 - terminal) Q'(s', mu'(s'))   [DDPG.1]
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor):
         """L(Q) [DDPG.2] and its metrics; r and terminal are [n]."""
         with torch.no_grad():
             y = self.target(r, s2, terminal)
-        q = self.critic(s, a)
+        q = self.critic(s, a)  # Q(s, a)   [DDPG.2]
         loss = (y - q).square().mean()  # L(Q) = mean (y - Q(s, a))^2   [DDPG.2]
         return loss, {"critic_loss": loss, "q": q.mean(), "q_target": y.mean()}
 
@@ -395,7 +395,7 @@ class DDPG(nn.Module):
         """One critic step, one actor step and one target step on a batch."""
         info = self.critic_step(s, a, r, s2, terminal) | self.actor_step(s)
         follow(self.actor_target, self.actor, self.tau)  # theta' <- (1 - tau) theta' + tau theta   [DDPG.4]
-        follow(self.critic_target, self.critic, self.tau)
+        follow(self.critic_target, self.critic, self.tau)  # the same for Q'   [DDPG.4]
         return info
 
 
@@ -413,22 +413,22 @@ def train(args: Args) -> Path:
     info: dict[str, Tensor] = {}
     with Run(args, agent, envs, memory) as run:
         for end in run.segments(args.num_envs):
-            while envs.steps < end:
+            while envs.steps < end:  # for t = 1, 2, ...   [LOOP.1]
                 learning = envs.steps >= args.learning_starts
                 # collect
-                s = torch.from_numpy(envs.obs).to(args.device)
+                s = torch.from_numpy(envs.obs).to(args.device)  # s_t   [LOOP.2]
                 a = agent.explore(s) if learning else agent.explore_uniformly(args.num_envs)
-                s2, r, terminal, done = envs.step(a)
+                s2, r, terminal, done = envs.step(a)  # execute a_t, observe r_t and s_{t+1}   [LOOP.3]
                 if args.noise == "ou":
                     agent.restart_noise(torch.from_numpy(done).to(args.device))
                 # remember
                 memory.add(s, a, r, s2, terminal)
                 # learn: one update per environment step, whatever num_envs
-                for _ in range(args.num_envs if learning else 0):
+                for _ in range(args.num_envs if learning else 0):  # for each gradient step   [LOOP.5]
                     info = agent.update(*memory.sample(args.batch_size))
                 # report
                 run.report(info)
-    return run.folder
+    return run.folder  # theta, in policy.pt   [LOOP.6]
 
 
 # ======================================================================================================================

@@ -183,7 +183,7 @@ class Args:
 def relu_mlp(*sizes: int) -> nn.Sequential:
     """Linear layers from sizes[0] inputs to sizes[-1] outputs with ReLU between them, initialised as PyTorch does."""
     layers = [layer for shape in itertools.pairwise(sizes) for layer in (nn.Linear(*shape), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1])  # f(x; theta), theta as PyTorch starts it   [NET.1]
 
 
 def flat_size(space: gym.Space) -> int:
@@ -210,7 +210,7 @@ class DeterministicActor(nn.Module):
         self.register_buffer("centre", (high + low) / 2)
 
     def forward(self, s: Tensor) -> Tensor:
-        return self.centre + self.scale * torch.tanh(self.net(s))
+        return self.centre + self.scale * torch.tanh(self.net(s))  # a = mu(s) = centre + scale tanh(f(s))   [MU.1]
 
 
 class Critic(nn.Module):
@@ -221,7 +221,7 @@ class Critic(nn.Module):
         self.net = relu_mlp(obs_dim + act_dim, *hidden, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return self.net(torch.cat([s, a], -1)).squeeze(-1)
+        return self.net(torch.cat([s, a], -1)).squeeze(-1)  # Q(s, a; theta) ~ Q^pi(s, a)   [Q.1]
 
 
 class RunningMoments(nn.Module):
@@ -265,9 +265,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     norm_name = loss.__name__.replace("loss", "grad_norm")
 
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        value, info = loss(*batch)
+        value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -286,7 +286,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         rest = iter(grads)
         for p in parameters:
             p.grad = next(rest) if p.requires_grad else None
-        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
+        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
         return info
 
     return step
@@ -295,7 +295,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move a target network's parameters towards those of the learned one: theta' <- (1 - tau) theta' + tau theta."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # [TARGET.2]
 
 
 def goal_interface(env: gym.Env, env_id: str) -> tuple[slice, slice, Callable, Callable | None]:
@@ -338,7 +338,7 @@ class HindsightReplay:
         self.total = self.episodes = 0
         self.running: list[list[Tensor]] = [[] for _ in range(args.num_envs)]
         try:
-            self.rows = torch.empty(self.capacity, sum(self.columns))
+            self.rows = torch.empty(self.capacity, sum(self.columns))  # D   [REPLAY.1]
             self.span = torch.empty(self.capacity, 2, dtype=torch.int64)
         except RuntimeError as error:
             raise UserError(f"--buffer-size {self.capacity} exceeds the main memory: lower it") from error
@@ -355,7 +355,7 @@ class HindsightReplay:
                 raise RunFailed(f"--buffer-size {self.capacity} is less than an episode: enlarge it")
             if ended:
                 first, self.total = self.total, self.total + len(episode)
-                where = torch.arange(first, self.total) % self.capacity
+                where = torch.arange(first, self.total) % self.capacity  # D <- (s, a, r, s', terminal)   [REPLAY.2]
                 self.rows[where], self.span[where] = torch.stack(episode), torch.tensor([first, self.total - 1])
                 self.episodes += 1
                 episode.clear()
@@ -364,7 +364,7 @@ class HindsightReplay:
         """Numbers [n] of transitions, drawn uniformly with replacement from all episodes that are still whole."""
         begin = max(self.total - self.capacity, 0)
         first, last = self.span[begin % self.capacity].tolist()
-        return torch.randint(begin if first == begin else last + 1, self.total, (n,))
+        return torch.randint(begin if first == begin else last + 1, self.total, (n,))  # (s, a, r, s') ~ D   [REPLAY.3]
 
     def goals(self, j: Tensor) -> Tensor:
         """A goal g' [n, goal] for each of the transitions j [n]: what was achieved by the s2 of another one, j2 [n]."""
@@ -373,13 +373,13 @@ class HindsightReplay:
             case "future":
                 j2 = j + (torch.rand(len(j)) * (last - j + 1)).long()  # g' = m(episode): from j, ..., last   [HER.1]
             case "final":
-                j2 = last
+                j2 = last  # S(s_0, ..., s_T) = m(s_T)   [HER.1]
             case "episode":
                 j2 = first + (torch.rand(len(j)) * (last - first + 1)).long()  # uniform over first, ..., last
             case "random":
                 j2 = self.draw(len(j))
         _, _, _, s2, _ = self.rows[j2 % self.capacity].split(self.columns, 1)
-        return s2[:, self.achieved]
+        return s2[:, self.achieved]  # g' = m(s2), the goal that s2 meets   [HER.1]
 
     def sample(self, n: int) -> tuple[Tensor, ...]:
         """n transitions drawn uniformly with replacement, about k / (k + 1) of them relabelled.
@@ -391,9 +391,9 @@ class HindsightReplay:
         s, _, r, s2, terminal = rows.split(self.columns, 1)  # views: what is written to them is written to rows
         if self.args.her:
             k = self.args.num_goals
-            chosen = torch.rand(n) < k / (k + 1)
+            chosen = torch.rand(n) < k / (k + 1)  # for g' in G: k of k + 1 draws   [HER.8]
             goal = self.goals(j[chosen])
-            s[chosen, self.desired] = s2[chosen, self.desired] = goal
+            s[chosen, self.desired] = s2[chosen, self.desired] = goal  # (s || g', a, r', s2 || g')   [HER.8]
             pair = s2[chosen, self.achieved].numpy(), goal.numpy()
             r[chosen, 0] = torch.as_tensor(self.compute_reward(*pair, {})).float()  # r' = r(achieved(s2), g')   [HER.2]
             if self.compute_terminated:  # goal by goal: not every environment computes it along the last axis
@@ -454,8 +454,8 @@ class HER_DDPG(nn.Module):
         self.obs_stats = RunningMoments(obs_dim)
         self.actor = DeterministicActor(obs_dim, low, high, hidden=(256, 256, 256))
         self.critic = Critic(obs_dim, len(low), hidden=(256, 256, 256))
-        self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
-        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)  # theta_mu' <- theta_mu   [TARGET.1]
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)  # theta_Q' <- theta_Q   [TARGET.1]
         self.to(args.device)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), args.learning_rate, fused=True)
@@ -477,7 +477,7 @@ class HER_DDPG(nn.Module):
         mu = self.actor(self.normalise(s))
         eps = self.exploration_noise * self.actor.scale * torch.randn_like(mu)
         a = (mu + eps).clamp(self.low, self.high)  # a = clip(mu(s) + eps, low, high) or, if so drawn, uniform   [HER.7]
-        return torch.where(torch.rand_like(a[:, :1]) < self.random_eps, self.explore_uniformly(len(s)), a)
+        return torch.where(torch.rand_like(a[:, :1]) < self.random_eps, self.explore_uniformly(len(s)), a)  # [HER.7]
 
     def explore_uniformly(self, n: int) -> Tensor:
         """n actions drawn uniformly from the action space, [n, act]."""
@@ -485,7 +485,7 @@ class HER_DDPG(nn.Module):
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor) -> Tensor:
         """The target y [n] of the critic [HER.3]."""
-        q2 = self.critic_target(s2, self.actor_target(s2))
+        q2 = self.critic_target(s2, self.actor_target(s2))  # Q'(s2, mu'(s2))   [HER.3]
         y = r + self.gamma * (1 - terminal) * q2
         return y.clamp(*self.return_range)  # y = clip(r + gamma (1 - terminal) Q'(...), -1 / (1 - gamma), 0)   [HER.3]
 
@@ -493,7 +493,7 @@ class HER_DDPG(nn.Module):
         """L(Q) [HER.4] and its metrics; r and terminal are [n], s and s2 are normalised."""
         with torch.no_grad():
             y = self.target(r, s2, terminal)
-        q = self.critic(s, a)
+        q = self.critic(s, a)  # Q(s, a)   [HER.4]
         loss = (y - q).square().mean()  # L(Q) = mean (y - Q(s, a))^2   [HER.4]
         return loss, {"critic_loss": loss, "q": q.mean(), "q_target": y.mean(), "reward": r.mean()}
 
@@ -512,10 +512,10 @@ class HER_DDPG(nn.Module):
     def cycle(self, *transitions: Tensor) -> dict[str, Tensor]:
         """A step of the normaliser, an update for each `batch_size` of the transitions, a step of the targets."""
         self.obs_stats.update(transitions[0])
-        for batch in zip(*(x.split(self.batch_size) for x in transitions), strict=True):
+        for batch in zip(*(x.split(self.batch_size) for x in transitions), strict=True):  # for t = 1, ..., N   [LOOP.5]
             info = self.update(*batch)
         follow(self.actor_target, self.actor, self.tau)  # theta' <- (1 - tau) theta' + tau theta   [HER.6]
-        follow(self.critic_target, self.critic, self.tau)
+        follow(self.critic_target, self.critic, self.tau)  # the same for Q'   [HER.6]
         return info
 
 
@@ -533,12 +533,12 @@ def train(args: Args) -> Path:
     info: dict[str, Tensor] = {}
     with Run(args, agent, envs, memory) as run:
         for end in run.segments(args.num_envs):
-            while envs.steps < end:
+            while envs.steps < end:  # for t = 1, 2, ...   [LOOP.1]
                 learning = envs.steps >= args.learning_starts
                 # collect
-                s = torch.from_numpy(envs.obs).to(args.device)
+                s = torch.from_numpy(envs.obs).to(args.device)  # s_t   [LOOP.2]
                 a = agent.explore(s) if learning else agent.explore_uniformly(args.num_envs)
-                s2, r, terminal, done = envs.step(a)
+                s2, r, terminal, done = envs.step(a)  # execute a_t, observe r_t and s_{t+1}   [LOOP.3]
                 # remember: what an episode holds can be drawn once it has ended
                 cycles = memory.episodes // args.episodes_per_cycle
                 memory.add(s, a, r, s2, terminal, done=done)
@@ -547,7 +547,7 @@ def train(args: Args) -> Path:
                     info = agent.cycle(*memory.sample(args.updates_per_cycle * args.batch_size))
                 # report
                 run.report(info)
-    return run.folder
+    return run.folder  # theta, in policy.pt   [LOOP.6]
 
 
 # ======================================================================================================================

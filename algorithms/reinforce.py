@@ -168,7 +168,7 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     for layer, scale in zip(net[::2], (2**0.5, 2**0.5, gain), strict=True):
         nn.init.orthogonal_(layer.weight, scale)
         nn.init.zeros_(layer.bias)
-    return net
+    return net  # f(x; theta), theta as initialised above   [NET.1]
 
 
 class GaussianActor(nn.Module):
@@ -195,13 +195,13 @@ class GaussianActor(nn.Module):
     def sample(self, s: Tensor) -> Tensor:
         """A random action, not clipped."""
         mu = self.mu(s)
-        return torch.addcmul(mu, self.log_std.exp(), torch.randn_like(mu))  # a = mu(s) + std eps,  eps ~ N(0, I)
+        return torch.addcmul(mu, self.log_std.exp(), torch.randn_like(mu))  # a = mu + std z, z ~ N(0, I)   [GAUSS.1]
 
     def log_prob(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a | s) [n] and the entropy S[pi](s) [n]."""
         z = (a - self.mu(s)) / self.log_std.exp()
-        logp = (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)  # log N(a; mu, std^2)
-        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()  # S[N] = sum log std + log(2 pi e) / 2
+        logp = (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)  # log N(mu, std^2)   [GAUSS.2]
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()  # sum log(std sqrt(2 pi e))   [GAUSS.3]
         return logp, entropy.expand_as(logp)
 
     def to_env(self, a: Tensor) -> Tensor:
@@ -226,12 +226,12 @@ class SoftmaxActor(nn.Module):
         z = self.logits(s)
         return (z - torch.empty_like(z).exponential_().log()).argmax(
             -1
-        )  # Gumbel: z_a - log Exp(1) is largest with prob. pi
+        )  # Gumbel: z_a - log Exp(1) is largest with prob. pi   [SOFTMAX.1]
 
     def log_prob(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a | s) [n] and the entropy S[pi](s) [n]."""
-        logp = self.logits(s).log_softmax(-1)
-        entropy = -(logp.exp() * logp).sum(-1)  # S = - sum_a pi(a | s) log pi(a | s)
+        logp = self.logits(s).log_softmax(-1)  # log pi(a | s) = z_a - log sum_j e^z_j   [SOFTMAX.2]
+        entropy = -(logp.exp() * logp).sum(-1)  # S = - sum_a pi(a | s) log pi(a | s)   [SOFTMAX.3]
         return logp.gather(-1, a.unsqueeze(-1)).squeeze(-1), entropy
 
     def to_env(self, a: Tensor) -> Tensor:
@@ -289,9 +289,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     norm_name = loss.__name__.replace("loss", "grad_norm")
 
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        value, info = loss(*batch)
+        value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -310,7 +310,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         rest = iter(grads)
         for p in parameters:
             p.grad = next(rest) if p.requires_grad else None
-        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
+        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
         return info
 
     return step
@@ -347,7 +347,7 @@ class REINFORCE(nn.Module):
         super().__init__()
         self.args, obs_dim = args, flat_size(observation_space)
         self.actor = make_actor(obs_dim, action_space, args.log_std_init)
-        self.critic = mlp(obs_dim, 1, gain=1.0)
+        self.critic = mlp(obs_dim, 1, gain=1.0)  # V(s; theta) ~ V^pi(s)   [V.1]
         self.obs_stats = RunningMoments(obs_dim)
         self.return_stats = RunningMoments(1)
         self.to(args.device)
@@ -409,7 +409,7 @@ class REINFORCE(nn.Module):
         grads = torch.autograd.grad((w * logp).sum(), self.theta(), retain_graph=True, allow_unused=True)
         if any(g is None for g in grads):
             raise RuntimeError("a parameter has no part in log pi: after replacing a module make its optimizer anew")
-        return torch.cat([g.flatten() for g in grads])
+        return torch.cat([g.flatten() for g in grads])  # grad of sum_t w_t log pi(a_t | s_t)   [REINFORCE.8]
 
     def optimal_baseline(self, score: Tensor, weighted: Tensor) -> Tensor:
         """The b of each parameter with which the gradient's variance is least; both [N, parameters].
@@ -501,9 +501,9 @@ def collect(agent: nn.Module, envs: VectorEnvs, device: str) -> list[Tensor]:
     rows, a, running = [], [], np.ones(envs.num_envs, dtype=bool)
     s_end, terminal_end = envs.obs.copy(), running.copy()
     while running.any():
-        s = envs.obs
+        s = envs.obs  # s_t   [LOOP.2]
         a.append(agent.explore(torch.from_numpy(s).to(device)))
-        s2, r, terminal, done = envs.step(agent.actor.to_env(a[-1]))
+        s2, r, terminal, done = envs.step(agent.actor.to_env(a[-1]))  # execute a_t, observe r_t and s_{t+1}   [LOOP.3]
         rows.append((s, r, running))
         ended = running & done
         s_end[ended], terminal_end[ended] = s2[ended], terminal[ended]
@@ -524,15 +524,15 @@ def train(args: Args) -> Path:
     agent = REINFORCE(envs.observation_space, envs.action_space, args)
     with Run(args, agent, envs) as run:
         for end in run.segments(None):
-            while envs.steps < end:
+            while envs.steps < end:  # for t = 1, 2, ...   [LOOP.1]
                 progress = envs.steps / run.total
                 # collect: the last batch of episodes is finished, even if the run gets a little longer
-                episodes = collect(agent, envs, args.device)
+                episodes = collect(agent, envs, args.device)  # N trajectories D_k   [LOOP.4]
                 # learn
                 info = agent.update(*episodes, progress)
                 # report
                 run.report(info)
-    return run.folder
+    return run.folder  # theta, in policy.pt   [LOOP.6]
 
 
 # ======================================================================================================================

@@ -164,7 +164,7 @@ class Args:
 def relu_mlp(*sizes: int) -> nn.Sequential:
     """Linear layers from sizes[0] inputs to sizes[-1] outputs with ReLU between them, initialised as PyTorch does."""
     layers = [layer for shape in itertools.pairwise(sizes) for layer in (nn.Linear(*shape), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1])  # f(x; theta), theta as PyTorch starts it   [NET.1]
 
 
 def flat_size(space: gym.Space) -> int:
@@ -203,10 +203,10 @@ class SquashedGaussianActor(nn.Module):
         mu, log_std = self.net(s).chunk(2, -1)
         log_std = log_std.clamp(-20, 2)
         u = mu + log_std.exp() * eps  # u = mu(s) + std(s) eps   [SAC.1]
-        log_normal = -0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)  # log N(u; mu, std^2)
-        log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2), for any u
+        log_normal = -0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)  # log N(u; mu, std^2)   [SAC.2]
+        log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2), for any u   [SAC.2]
         logp = (log_normal - log_slope).sum(-1)  # log pi = sum_k log N(u_k) - log(1 - tanh(u_k)^2)   [SAC.2]
-        return self.centre + self.scale * torch.tanh(u), logp
+        return self.centre + self.scale * torch.tanh(u), logp  # a~ = centre + scale tanh(u)   [SAC.1]
 
 
 class Critic(nn.Module):
@@ -217,7 +217,7 @@ class Critic(nn.Module):
         self.net = relu_mlp(obs_dim + act_dim, *hidden, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return self.net(torch.cat([s, a], -1)).squeeze(-1)
+        return self.net(torch.cat([s, a], -1)).squeeze(-1)  # Q(s, a; theta) ~ Q^pi(s, a)   [Q.1]
 
 
 class Temperature(nn.Module):
@@ -251,9 +251,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     norm_name = loss.__name__.replace("loss", "grad_norm")
 
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        value, info = loss(*batch)
+        value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -272,7 +272,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         rest = iter(grads)
         for p in parameters:
             p.grad = next(rest) if p.requires_grad else None
-        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
+        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
         return info
 
     return step
@@ -281,7 +281,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move a target network's parameters towards those of the learned one: theta' <- (1 - tau) theta' + tau theta."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # [TARGET.2]
 
 
 class Replay:
@@ -295,7 +295,7 @@ class Replay:
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.position = self.size = 0
         try:
-            self.rows = torch.empty(capacity, sum(self.columns), device=device)
+            self.rows = torch.empty(capacity, sum(self.columns), device=device)  # D   [REPLAY.1]
         except RuntimeError as error:
             raise UserError(f"--buffer-size {capacity} exceeds the memory of {device}: lower it") from error
 
@@ -303,12 +303,12 @@ class Replay:
         """Store one transition per environment: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
         n, (capacity, _), device = len(transition[0]), self.rows.shape, self.rows.device
         columns = [torch.as_tensor(x, dtype=torch.float32, device=device).view(n, -1) for x in transition]
-        self.rows[(self.position + torch.arange(n, device=device)) % capacity] = torch.cat(columns, 1)
+        self.rows[(self.position + torch.arange(n, device=device)) % capacity] = torch.cat(columns, 1)  # D   [REPLAY.2]
         self.position, self.size = (self.position + n) % capacity, min(self.size + n, capacity)
 
     def sample(self, n: int) -> tuple[Tensor, ...]:
         """n transitions drawn uniformly with replacement: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
-        where = torch.randint(self.size, (n,), device=self.rows.device)
+        where = torch.randint(self.size, (n,), device=self.rows.device)  # (s, a, r, s', terminal) ~ U(D)   [REPLAY.3]
         s, a, r, s2, terminal = self.rows.index_select(0, where).split(self.columns, 1)
         return s, a, r.squeeze(1), s2, terminal.squeeze(1)
 
@@ -350,9 +350,9 @@ class SAC(nn.Module):
         self.actor = SquashedGaussianActor(obs_dim, low, high)
         self.critics = nn.ModuleList([Critic(obs_dim, len(low)) for _ in range(2)])
         self.temperature = Temperature(args.alpha)
-        self.value = relu_mlp(obs_dim, 256, 256, 1) if args.value_network else None
+        self.value = relu_mlp(obs_dim, 256, 256, 1) if args.value_network else None  # V_psi   [V.1]
         # what the critics bootstrap from: a copy of V_psi, or of both Q_i, that follows slowly
-        self.target_network = copy.deepcopy(self.value or self.critics).requires_grad_(False)
+        self.target_network = copy.deepcopy(self.value or self.critics).requires_grad_(False)  # [TARGET.1]
         self.to(args.device)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), args.learning_rate, fused=True)
@@ -376,7 +376,7 @@ class SAC(nn.Module):
     @torch.no_grad()
     def explore(self, s: Tensor) -> Tensor:
         """The behaviour policy: a sample of pi(. | s)."""
-        a, _ = self.actor.sample(s, torch.randn(len(s), len(self.low), device=s.device))
+        a, _ = self.actor.sample(s, torch.randn(len(s), len(self.low), device=s.device))  # a_t ~ pi(. | s_t)   [SAC.1]
         return a.clamp(self.low, self.high)
 
     def explore_uniformly(self, n: int) -> Tensor:
@@ -386,22 +386,22 @@ class SAC(nn.Module):
     def soft_value(self, critics: nn.ModuleList, s: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """V(s) [n], estimated with one action [SAC.3], and its log-probability [n]; eps is standard normal noise."""
         a, logp = self.actor.sample(s, eps)
-        q = torch.min(*[q(s, a) for q in critics])
+        q = torch.min(*[q(s, a) for q in critics])  # min_i Q_i(s, a~)   [SAC.3]
         return q - self.temperature() * logp, logp  # V(s) = min_i Q_i(s, a~) - alpha log pi(a~ | s)   [SAC.3]
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor, eps: Tensor) -> Tensor:
         """The target y [n] of both critics [SAC.4]."""
         if self.value is not None:
-            v2 = self.target_network(s2).squeeze(-1)
+            v2 = self.target_network(s2).squeeze(-1)  # V_psi'(s')   [SAC.4]
         else:
-            v2, _ = self.soft_value(self.target_network, s2, eps)
+            v2, _ = self.soft_value(self.target_network, s2, eps)  # V'(s') by Q'_i   [SAC.4]
         return r + self.gamma * (1 - terminal) * v2  # y = r + gamma (1 - terminal) V'(s')   [SAC.4]
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor, eps: Tensor):
         """L(Q) [SAC.5] and its metrics; r and terminal are [n]."""
         with torch.no_grad():
             y = self.target(r, s2, terminal, eps)
-        q1, q2 = [q(s, a) for q in self.critics]
+        q1, q2 = [q(s, a) for q in self.critics]  # Q_i(s, a)   [SAC.5]
         loss = (y - q1).square().mean() + (y - q2).square().mean()  # L(Q) = sum_i mean (y - Q_i(s, a))^2   [SAC.5]
         return loss, {"critic_loss": loss, "q": q1.mean(), "q_target": y.mean()}
 
@@ -409,7 +409,7 @@ class SAC(nn.Module):
         """L(pi) [SAC.6], its metrics, and as v the soft values [n]."""
         v, logp = self.soft_value(self.critics, s, eps)
         loss = -v.mean()  # L(pi) = mean (alpha log pi(a~ | s) - min_i Q_i(s, a~)) = - mean V(s)   [SAC.6]
-        return loss, {"actor_loss": loss, "entropy": -logp.mean(), "v": v}
+        return loss, {"actor_loss": loss, "entropy": -logp.mean(), "v": v}  # S[pi] = E[-log pi(a~ | s)]   [SAC.10]
 
     def alpha_loss(self, entropy: Tensor):
         """L(alpha) [SAC.7]; alpha falls where the entropy [] is above its target and rises where it is below."""
@@ -448,20 +448,20 @@ def train(args: Args) -> Path:
     info: dict[str, Tensor] = {}
     with Run(args, agent, envs, memory) as run:
         for end in run.segments(args.num_envs):
-            while envs.steps < end:
+            while envs.steps < end:  # for t = 1, 2, ...   [LOOP.1]
                 learning = envs.steps >= args.learning_starts
                 # collect
-                s = torch.from_numpy(envs.obs).to(args.device)
+                s = torch.from_numpy(envs.obs).to(args.device)  # s_t   [LOOP.2]
                 a = agent.explore(s) if learning else agent.explore_uniformly(args.num_envs)
-                s2, r, terminal, _ = envs.step(a)
+                s2, r, terminal, _ = envs.step(a)  # execute a_t, observe r_t and s_{t+1}   [LOOP.3]
                 # remember
                 memory.add(s, a, r, s2, terminal)
                 # learn: one update per environment step, whatever num_envs
-                for _ in range(args.num_envs if learning else 0):
+                for _ in range(args.num_envs if learning else 0):  # for each gradient step   [LOOP.5]
                     info = agent.update(*memory.sample(args.batch_size))
                 # report
                 run.report(info)
-    return run.folder
+    return run.folder  # theta, in policy.pt   [LOOP.6]
 
 
 # ======================================================================================================================

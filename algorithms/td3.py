@@ -151,7 +151,7 @@ class Args:
 def relu_mlp(*sizes: int) -> nn.Sequential:
     """Linear layers from sizes[0] inputs to sizes[-1] outputs with ReLU between them, initialised as PyTorch does."""
     layers = [layer for shape in itertools.pairwise(sizes) for layer in (nn.Linear(*shape), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1])  # f(x; theta), theta as PyTorch starts it   [NET.1]
 
 
 def flat_size(space: gym.Space) -> int:
@@ -178,7 +178,7 @@ class DeterministicActor(nn.Module):
         self.register_buffer("centre", (high + low) / 2)
 
     def forward(self, s: Tensor) -> Tensor:
-        return self.centre + self.scale * torch.tanh(self.net(s))
+        return self.centre + self.scale * torch.tanh(self.net(s))  # a = mu(s) = centre + scale tanh(f(s))   [MU.1]
 
 
 class Critic(nn.Module):
@@ -189,7 +189,7 @@ class Critic(nn.Module):
         self.net = relu_mlp(obs_dim + act_dim, *hidden, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return self.net(torch.cat([s, a], -1)).squeeze(-1)
+        return self.net(torch.cat([s, a], -1)).squeeze(-1)  # Q(s, a; theta) ~ Q^pi(s, a)   [Q.1]
 
 
 # ======================================================================================================================
@@ -209,9 +209,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     norm_name = loss.__name__.replace("loss", "grad_norm")
 
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        value, info = loss(*batch)
+        value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -230,7 +230,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         rest = iter(grads)
         for p in parameters:
             p.grad = next(rest) if p.requires_grad else None
-        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
+        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
         return info
 
     return step
@@ -239,7 +239,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move a target network's parameters towards those of the learned one: theta' <- (1 - tau) theta' + tau theta."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # [TARGET.2]
 
 
 class Replay:
@@ -253,7 +253,7 @@ class Replay:
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.position = self.size = 0
         try:
-            self.rows = torch.empty(capacity, sum(self.columns), device=device)
+            self.rows = torch.empty(capacity, sum(self.columns), device=device)  # D   [REPLAY.1]
         except RuntimeError as error:
             raise UserError(f"--buffer-size {capacity} exceeds the memory of {device}: lower it") from error
 
@@ -261,12 +261,12 @@ class Replay:
         """Store one transition per environment: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
         n, (capacity, _), device = len(transition[0]), self.rows.shape, self.rows.device
         columns = [torch.as_tensor(x, dtype=torch.float32, device=device).view(n, -1) for x in transition]
-        self.rows[(self.position + torch.arange(n, device=device)) % capacity] = torch.cat(columns, 1)
+        self.rows[(self.position + torch.arange(n, device=device)) % capacity] = torch.cat(columns, 1)  # D   [REPLAY.2]
         self.position, self.size = (self.position + n) % capacity, min(self.size + n, capacity)
 
     def sample(self, n: int) -> tuple[Tensor, ...]:
         """n transitions drawn uniformly with replacement: s [n, obs], a [n, act], r [n], s2 [n, obs], terminal [n]."""
-        where = torch.randint(self.size, (n,), device=self.rows.device)
+        where = torch.randint(self.size, (n,), device=self.rows.device)  # (s, a, r, s', terminal) ~ U(D)   [REPLAY.3]
         s, a, r, s2, terminal = self.rows.index_select(0, where).split(self.columns, 1)
         return s, a, r.squeeze(1), s2, terminal.squeeze(1)
 
@@ -306,8 +306,8 @@ class TD3(nn.Module):
         self.register_buffer("high", high)
         self.actor = DeterministicActor(obs_dim, low, high)
         self.critics = nn.ModuleList([Critic(obs_dim, len(low)) for _ in range(2)])
-        self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
-        self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
+        self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)  # theta_mu' <- theta_mu   [TARGET.1]
+        self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)  # theta_i' <- theta_i   [TARGET.1]
         self.updates = 0
         self.to(args.device)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True)
@@ -333,17 +333,17 @@ class TD3(nn.Module):
 
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor, noise: Tensor) -> Tensor:
         """The target y [n] of both critics [TD3.2]; noise is a standard normal sample of the actions' shape."""
-        eps = (self.policy_noise * noise).clamp(-self.noise_clip, self.noise_clip)  # eps = clip(N(0, sigma), -c, c)
+        eps = (self.policy_noise * noise).clamp(-self.noise_clip, self.noise_clip)  # clip(N(0, sigma), -c, c)   [TD3.1]
         a2 = self.actor_target(s2) + eps * self.actor.scale
         a2 = a2.clamp(self.low, self.high)  # a~ = clip(mu'(s') + eps, low, high)   [TD3.1]
-        q2 = torch.min(*[q(s2, a2) for q in self.critics_target])
+        q2 = torch.min(*[q(s2, a2) for q in self.critics_target])  # min_i Q'_i(s', a~)   [TD3.2]
         return r + self.gamma * (1 - terminal) * q2  # y = r + gamma (1 - terminal) min_i Q'_i(s', a~)   [TD3.2]
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor, noise: Tensor):
         """L(Q) [TD3.3] and its metrics; r and terminal are [n]."""
         with torch.no_grad():
             y = self.target(r, s2, terminal, noise)
-        q1, q2 = [q(s, a) for q in self.critics]
+        q1, q2 = [q(s, a) for q in self.critics]  # Q_i(s, a)   [TD3.3]
         loss = (y - q1).square().mean() + (y - q2).square().mean()  # L(Q) = sum_i mean (y - Q_i(s, a))^2   [TD3.3]
         return loss, {"critic_loss": loss, "q": q1.mean(), "q_target": y.mean()}
 
@@ -356,10 +356,10 @@ class TD3(nn.Module):
         """One critic step on a batch and, on every `policy_delay`-th call, one actor and target step."""
         info = self.critic_step(s, a, r, s2, terminal, torch.randn_like(a))
         self.updates += 1
-        if self.updates % self.policy_delay == 0:  # on every d-th update   [TD3.4]
+        if self.updates % self.policy_delay == 0:  # every d-th update: if t mod d = 0   [TD3.7]
             info |= self.actor_step(s)
             follow(self.actor_target, self.actor, self.tau)  # theta' <- (1 - tau) theta' + tau theta   [TD3.5]
-            follow(self.critics_target, self.critics, self.tau)
+            follow(self.critics_target, self.critics, self.tau)  # the same for Q_1', Q_2'   [TD3.5]
         return info
 
     def get_extra_state(self) -> int:
@@ -385,20 +385,20 @@ def train(args: Args) -> Path:
     info: dict[str, Tensor] = {}
     with Run(args, agent, envs, memory) as run:
         for end in run.segments(args.num_envs):
-            while envs.steps < end:
+            while envs.steps < end:  # for t = 1, 2, ...   [LOOP.1]
                 learning = envs.steps >= args.learning_starts
                 # collect
-                s = torch.from_numpy(envs.obs).to(args.device)
+                s = torch.from_numpy(envs.obs).to(args.device)  # s_t   [LOOP.2]
                 a = agent.explore(s) if learning else agent.explore_uniformly(args.num_envs)
-                s2, r, terminal, _ = envs.step(a)
+                s2, r, terminal, _ = envs.step(a)  # execute a_t, observe r_t and s_{t+1}   [LOOP.3]
                 # remember
                 memory.add(s, a, r, s2, terminal)
                 # learn: one update per environment step, whatever num_envs; info keeps the actor's metrics
-                for _ in range(args.num_envs if learning else 0):
+                for _ in range(args.num_envs if learning else 0):  # for each gradient step   [LOOP.5]
                     info |= agent.update(*memory.sample(args.batch_size))
                 # report
                 run.report(info)
-    return run.folder
+    return run.folder  # theta, in policy.pt   [LOOP.6]
 
 
 # ======================================================================================================================

@@ -185,7 +185,7 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     for layer, scale in zip(net[::2], (2**0.5, 2**0.5, gain), strict=True):
         nn.init.orthogonal_(layer.weight, scale)
         nn.init.zeros_(layer.bias)
-    return net
+    return net  # f(x; theta), theta as initialised above   [NET.1]
 
 
 class GaussianActor(nn.Module):
@@ -212,13 +212,13 @@ class GaussianActor(nn.Module):
     def sample(self, s: Tensor) -> Tensor:
         """A random action, not clipped."""
         mu = self.mu(s)
-        return torch.addcmul(mu, self.log_std.exp(), torch.randn_like(mu))  # a = mu(s) + std eps,  eps ~ N(0, I)
+        return torch.addcmul(mu, self.log_std.exp(), torch.randn_like(mu))  # a = mu + std z, z ~ N(0, I)   [GAUSS.1]
 
     def log_prob(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a | s) [n] and the entropy S[pi](s) [n]."""
         z = (a - self.mu(s)) / self.log_std.exp()
-        logp = (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)  # log N(a; mu, std^2)
-        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()  # S[N] = sum log std + log(2 pi e) / 2
+        logp = (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)  # log N(mu, std^2)   [GAUSS.2]
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()  # sum log(std sqrt(2 pi e))   [GAUSS.3]
         return logp, entropy.expand_as(logp)
 
     def to_env(self, a: Tensor) -> Tensor:
@@ -243,12 +243,12 @@ class SoftmaxActor(nn.Module):
         z = self.logits(s)
         return (z - torch.empty_like(z).exponential_().log()).argmax(
             -1
-        )  # Gumbel: z_a - log Exp(1) is largest with prob. pi
+        )  # Gumbel: z_a - log Exp(1) is largest with prob. pi   [SOFTMAX.1]
 
     def log_prob(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a | s) [n] and the entropy S[pi](s) [n]."""
-        logp = self.logits(s).log_softmax(-1)
-        entropy = -(logp.exp() * logp).sum(-1)  # S = - sum_a pi(a | s) log pi(a | s)
+        logp = self.logits(s).log_softmax(-1)  # log pi(a | s) = z_a - log sum_j e^z_j   [SOFTMAX.2]
+        entropy = -(logp.exp() * logp).sum(-1)  # S = - sum_a pi(a | s) log pi(a | s)   [SOFTMAX.3]
         return logp.gather(-1, a.unsqueeze(-1)).squeeze(-1), entropy
 
     def to_env(self, a: Tensor) -> Tensor:
@@ -306,9 +306,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     norm_name = loss.__name__.replace("loss", "grad_norm")
 
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        value, info = loss(*batch)
+        value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -327,7 +327,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         rest = iter(grads)
         for p in parameters:
             p.grad = next(rest) if p.requires_grad else None
-        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of the gradient)
+        optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
         return info
 
     return step
@@ -386,7 +386,7 @@ class TRPO(nn.Module):
         super().__init__()
         self.args, obs_dim = args, flat_size(observation_space)
         self.actor = make_actor(obs_dim, action_space, args.log_std_init)
-        self.critic = mlp(obs_dim, 1, gain=1.0)
+        self.critic = mlp(obs_dim, 1, gain=1.0)  # V(s; theta) ~ V^pi(s)   [V.1]
         self.obs_stats = RunningMoments(obs_dim)
         self.return_stats = RunningMoments(1)
         self.register_buffer("discounted_return", torch.zeros(args.num_envs), persistent=False)
@@ -465,12 +465,12 @@ class TRPO(nn.Module):
         """KL(theta) [TRPO.2] of two policies' distributions."""
         if isinstance(self.actor, SoftmaxActor):
             (logp_old,), (logp,) = old, new
-            kl = logp_old.exp() * (logp_old - logp)  # sum_a pi_old(a) log (pi_old(a) / pi(a))
+            kl = logp_old.exp() * (logp_old - logp)  # sum_a pi_old(a) log (pi_old(a) / pi(a))   [TRPO.2]
         else:
             (mu_old, log_std_old), (mu, log_std) = old, new
             # sum log (std / std_old) + (std_old^2 + (mu_old - mu)^2) / (2 std^2) - 1 / 2
             squares = (2 * log_std_old).exp() + (mu_old - mu).square()
-            kl = log_std - log_std_old + 0.5 * squares * (-2 * log_std).exp() - 0.5
+            kl = log_std - log_std_old + 0.5 * squares * (-2 * log_std).exp() - 0.5  # KL of two Gaussians   [TRPO.2]
         return kl.sum(-1).mean()  # KL = mean KL(pi_old(. | s_t) || pi(. | s_t))   [TRPO.2]
 
     def fisher_vector_product(self, s: Tensor, v: Tensor) -> Tensor:
@@ -499,7 +499,7 @@ class TRPO(nn.Module):
             theta = theta_old + share * step  # theta = theta_old + 0.8^j step   [TRPO.6]
             nn.utils.vector_to_parameters(theta, self.theta())
             loss, kl = self.surrogate_loss(s, a, logp_old, adv)[0], self.kl(old, self.distribution(s))
-            if not args.line_search or bool((loss < loss_old) & (kl <= args.max_kl)):
+            if not args.line_search or bool((loss < loss_old) & (kl <= args.max_kl)):  # KL <= delta   [TRPO.6]
                 break
         else:
             nn.utils.vector_to_parameters(theta_old, self.theta())
@@ -550,9 +550,9 @@ def collect(agent: nn.Module, envs: VectorEnvs, steps: int, device: str) -> list
     r, terminal, done = np.empty((3, steps, envs.num_envs), np.float32)
     a = []
     for t in range(steps):
-        s[t] = envs.obs
+        s[t] = envs.obs  # s_t   [LOOP.2]
         a.append(agent.explore(torch.from_numpy(s[t]).to(device)))
-        s2[t], r[t], terminal[t], done[t] = envs.step(agent.actor.to_env(a[t]))
+        s2[t], r[t], terminal[t], done[t] = envs.step(agent.actor.to_env(a[t]))  # a_t leads to r_t, s_{t+1}   [LOOP.3]
     s, r, s2, terminal, done = (torch.from_numpy(x).to(device) for x in (s, r, s2, terminal, done))
     return [s, torch.stack(a), r, s2, terminal, done]
 
@@ -564,16 +564,16 @@ def train(args: Args) -> Path:
     agent = TRPO(envs.observation_space, envs.action_space, args)
     with Run(args, agent, envs) as run:
         for end in run.segments(args.num_envs * args.num_steps):
-            while envs.steps < end:
+            while envs.steps < end:  # for t = 1, 2, ...   [LOOP.1]
                 progress = envs.steps / run.total
                 # collect: the last rollout ends with the run
                 steps = min(args.num_steps, (end - envs.steps) // args.num_envs)
-                rollout = collect(agent, envs, steps, args.device)
+                rollout = collect(agent, envs, steps, args.device)  # a batch of samples   [LOOP.4]
                 # learn
                 info = agent.update(*rollout, progress)
                 # report
                 run.report(info)
-    return run.folder
+    return run.folder  # theta, in policy.pt   [LOOP.6]
 
 
 # ======================================================================================================================

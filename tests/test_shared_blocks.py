@@ -9,8 +9,6 @@ import pytest
 import shared_blocks
 from shared_blocks import ALGORITHMS, blocks, code_lines, over_budget, problems, sync
 
-TAG = re.compile(r"\[([A-Z]+[0-9]*\.[0-9]+)\]")
-
 
 def test_the_files_keep_the_rules():
     assert not (found := problems()), "\n\n".join(found)
@@ -82,30 +80,3 @@ def test_requirements_cover_all_imports():
     text = (ALGORITHMS.parent / "requirements.txt").read_text()
     for requirement in shared_blocks.IMPORTABLE.values():
         assert re.search(rf"^{requirement}==", text, re.MULTILINE), requirement
-
-
-def test_equation_tags_are_indexed_in_both_directions():
-    index = {}
-    for line in (ALGORITHMS / "README.md").read_text().splitlines():
-        if match := re.match(r"\| ([A-Z]+[0-9]*\.[0-9]+) \|", line):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            files = re.findall(r"`(\w+\.py)`", cells[3])
-            methods = [m for m in re.findall(r"`([\w.]+)`", cells[3]) if not m.endswith(".py")]
-            index[match[1]] = (files, methods)
-            assert cells[1] and cells[2] and files and methods, line
-    used: dict[str, set[str]] = {}
-    for path in sorted(ALGORITHMS.glob("*.py")):
-        source = path.read_text()
-        docstring, code = source.split('"""', 2)[1:]
-        in_code = {tag for line in code.splitlines() if "#" in line for tag in TAG.findall(line.split("#", 1)[1])}
-        assert set(TAG.findall(docstring)) == in_code, f"{path.name}: tags of docstring and code differ"
-        used[path.name] = in_code
-    assert set(index) == set().union(*used.values())
-    for tag, (files, methods) in index.items():
-        for file in files:
-            assert tag in used[file], f"{tag} is not in {file}"
-            source = blocks((ALGORITHMS / file).read_text())
-            texts = [source[method.split(".")[0]] for method in methods]
-            assert any(f"[{tag}]" in text for text in texts), f"{tag} is not in {methods}"
-            for method in methods:
-                assert f"def {method.split('.')[-1]}(" in source[method.split(".")[0]], f"{method} is not in {file}"

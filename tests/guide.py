@@ -1,0 +1,202 @@
+"""Keeps algorithms/README.md, the reading guide, true to lectures.csv and to the tags in the code.
+
+    make guide
+
+writes anew what stands between the guide's markers and the line numbers of its links. A tag such as [TD3.2] at the end
+of a comment marks the line that computes an equation; lectures.csv says of every formula of the lectures which tags
+compute it, or which experiment shows it, or why it is theory only.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import itertools
+import os
+import re
+import sys
+import tokenize
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ALGORITHMS = Path(__file__).parent.parent / "algorithms"
+LECTURES = ("PGM", "PWD", "AC2", "CAS", "papers")  # in reading order; "papers" holds equations that no slide shows
+FILES = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac", "her_ddpg")
+EXPERIMENTS = (
+    "pg_variance", "importance_sampling", "q_actor_critic", "critics_lambda", "trust_region", "ppo_kl_penalty",
+    "pathwise_variance", "svg0_dpg", "cem", "dqn", "target_networks", "overestimation", "hindsight", "soft_q",
+    "temperature",
+)  # fmt: skip
+TAG = re.compile(r"\[([A-Z][A-Z0-9]*\.[0-9]+)\]")
+LINK = re.compile(
+    r"\[(`?)([A-Za-z]\w*(?:\.\w+)?)\1\]\((\w+)\.py#L\d+\)"
+)  # [TD3.2](td3.py#L1), [`TD3.update`](td3.py#L1)
+SLIPS = {"loose": "*Loosely written:* ", "wrong": "*A slip:* "}
+
+
+@dataclass
+class Source:
+    """An algorithm file: where its tags and its functions are."""
+
+    tags: dict[str, list[int]] = field(default_factory=dict)  # tag -> lines whose comment holds it
+    fullest: dict[str, int] = field(default_factory=dict)  # tag -> the one of these with the longest comment
+    lines: dict[str, int] = field(default_factory=dict)  # function, class or Class.method -> line of its def
+    methods: dict[int, str] = field(default_factory=dict)  # line -> innermost of these around it
+    docstring: set[str] = field(default_factory=set)  # tags of the docstring
+
+
+def read_source(path: Path) -> Source:
+    """The tags and functions of a file."""
+    text, source = path.read_text(), Source()
+    tree = ast.parse(text)
+    source.docstring = set(TAG.findall(ast.get_docstring(tree) or ""))
+    for node in tree.body:
+        inner = node.body if isinstance(node, ast.ClassDef) else []
+        for part, name in [(node, ""), *((x, f"{node.name}.") for x in inner)]:
+            if isinstance(part, ast.FunctionDef | ast.ClassDef):
+                source.lines[name + part.name] = part.lineno
+                source.methods |= dict.fromkeys(range(part.lineno, part.end_lineno + 1), name + part.name)
+    comments: dict[str, list[str]] = {}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        for tag in TAG.findall(token.string) if token.type == tokenize.COMMENT else []:
+            source.tags.setdefault(tag, []).append(token.start[0])
+            comments.setdefault(tag, []).append(token.string)
+    for tag, texts in comments.items():
+        source.fullest[tag] = source.tags[tag][texts.index(max(texts, key=len))]
+    return source
+
+
+def read_sources(folder: Path = ALGORITHMS) -> dict[str, Source]:
+    """Every algorithm file, in the guide's order."""
+    return {name: read_source(folder / f"{name}.py") for name in FILES}
+
+
+def read_lectures(folder: Path = ALGORITHMS) -> list[dict[str, str]]:
+    """The rows of lectures.csv, in the order of lectures and slides."""
+    with (folder / "lectures.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tag_links(tag: str, only: str, sources: dict[str, Source]) -> str:
+    """A tag and links to all its lines, by method; only names the files (without .py), or is empty for all of them."""
+    places: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        if name in (only.split() or FILES):
+            for line in source.tags.get(tag, []):
+                places.setdefault(source.methods[line], []).append(f"[{name}.py:{line}]({name}.py#L{line})")
+    if not places:
+        sys.exit(f"error: lectures.csv names {tag} in {only or 'any file'}, where no comment has it: mend one of them")
+    return f"**{tag}** " + "; ".join(f"`{method}` {', '.join(links)}" for method, links in places.items())
+
+
+def prose(text: str, sources: dict[str, Source]) -> str:
+    """Text of a table's cell as Markdown: a tag becomes a link, `code` stays, all else shows as it is written."""
+    parts = []
+    for part in re.split(r"(`[^`]*`|\[[A-Z][A-Z0-9]*\.[0-9]+\])", text):
+        if tag := TAG.fullmatch(part):
+            places = [f"{name}.py#L{s.fullest[tag[1]]}" for name, s in sources.items() if tag[1] in s.tags]
+            if not places:
+                sys.exit(f"error: lectures.csv mentions {part}, which no comment in the code has: mend one of them")
+            part = f"{part}({places[0]})"
+        elif not part.startswith("`"):
+            part = re.sub(r"([\\*_~|<\[\]])", r"\\\1", part)
+        parts.append(part)
+    return "".join(parts)
+
+
+def remark(row: dict[str, str], sources: dict[str, Source], between: str) -> str:
+    """What is to be said of a formula: how the slide differs from it, and how the code does."""
+    slip = SLIPS.get(row["slide_is"], "") + prose(row["correct_form"], sources)
+    if row["extraction"]:
+        slip += " (perhaps only in the text that was taken from the slides)"
+    shown = row["experiment"] and row["status"] != "experiment"
+    experiment = f"experiment [{row['experiment']}](#experiments)" if shown else ""
+    return between.join(x for x in (slip, prose(row["note"], sources), experiment) if x)
+
+
+def anchor(heading: str) -> str:
+    """What GitHub calls a heading in links to it."""
+    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+
+
+def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
+    """A lecture's slides in order, each with a table of its formulas and a line of those that are theory only."""
+    slides = dict.fromkeys(row["slide"] for row in rows if row["lecture"] == lecture)
+    parts = [" · ".join(f"[{slide}](#{anchor(slide)})" for slide in slides) + "\n"]
+    for slide, group in itertools.groupby((r for r in rows if r["lecture"] == lecture), key=lambda row: row["slide"]):
+        lines, theory = [f"#### {slide}", ""], []
+        table = [
+            f"| {'in the paper' if lecture == 'papers' else 'on the slide'} | in the code | remarks |",
+            "|---|---|---|",
+        ]
+        for row in group:
+            formula = "`" + row["formula"].replace("|", r"\|") + "`"
+            if row["status"] == "theory":
+                theory.append(f"`{row['formula']}`: {remark(row, sources, '; ')}")
+                continue
+            if row["status"] == "implemented":
+                where = "<br>".join(tag_links(tag, row["files"], sources) for tag in row["tags"].split())
+            else:
+                where = f"experiment [{row['experiment']}](#experiments)"
+            table.append(f"| {formula}{row['name'] and ' ' + row['name']} | {where} | {remark(row, sources, '<br>')} |")
+        lines += [*table, ""] if len(table) > 2 else []
+        if theory:
+            lines += ["Theory only:", "", *(f"- {x}" for x in theory), ""]
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def tag_index(rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
+    """A table from every tag back to the slides (or papers) that show its equation."""
+    table = ["| tag | lines | slides |", "|---|---|---|"]
+    tags = {tag for source in sources.values() for tag in source.tags}
+    for tag in sorted(tags, key=lambda tag: (tag.split(".")[0], int(tag.split(".")[1]))):
+        slides = [(r["lecture"], r["slide"]) for r in rows if tag in r["tags"].split()]
+        places = [f"{lecture}: {prose(slide, sources)}" for lecture, slide in dict.fromkeys(slides)]
+        table.append(f"| {tag} | {tag_links(tag, '', sources).split(' ', 1)[1]} | {'<br>'.join(places)} |")
+    return "\n".join(table) + "\n"
+
+
+def renew(text: str, folder: Path = ALGORITHMS) -> str:
+    """The guide with its generated parts and the line numbers of all its links as they must be."""
+    sources, rows = read_sources(folder), read_lectures(folder)
+
+    def link(match: re.Match) -> str:
+        quote, name, file = match.groups()
+        source = sources.get(file, Source())
+        line = source.fullest.get(name, source.lines.get(name))
+        if line is None:
+            sys.exit(
+                f"error: the guide links {name} in {file}.py, which has no such tag, function or class: mend the link"
+            )
+        return f"[{quote}{name}{quote}]({file}.py#L{line})"
+
+    text = LINK.sub(link, text)
+    for name in (*LECTURES, "tags"):
+        part = tag_index(rows, sources) if name == "tags" else lecture_index(name, rows, sources)
+        begin, end = f"<!-- index:{name} -->\n", f"<!-- end of index:{name} -->"
+        text, count = re.subn(
+            f"{begin}.*?{end}", lambda _, x=begin + "\n" + part + "\n" + end: x, text, flags=re.DOTALL
+        )
+        if count != 1:
+            sys.exit(f"error: algorithms/README.md needs the lines {begin.strip()} and {end} once: add them")
+    return text
+
+
+def main() -> None:
+    path = ALGORITHMS / "README.md"
+    old = path.read_text()
+    new = renew(old)
+    if new != old:
+        draft = path.with_suffix(".tmp")
+        draft.write_text(new)
+        os.replace(draft, path)
+    print(
+        f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}: "
+        f"{'renewed' if new != old else 'up to date'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
