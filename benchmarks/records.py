@@ -1,142 +1,60 @@
-"""Run folders of a benchmark, as run.py leaves them and as they are committed: loading, staleness, export.
+"""Results in one format, read from run folders and from csv files, and written as results.csv and runs.csv.
 
-    python benchmarks/records.py --results runs --suite quick
-
-copies the finished runs of runs/quick that are not stale to benchmarks/results/quick in compact form: config.json,
-eval.csv and status.json as they are, train.csv and metrics.csv thinned to at most 200 rows, and nothing else.
+results.csv has one row per evaluation, its values means over the evaluation's episodes (COLUMNS). Of these
+`algorithm, env_id, seed, step, return` must be there; `source` is the file's name if missing. `run` names the row of
+runs.csv in the same folder that tells what produced it (RUN_COLUMNS): without it, seeds of the same source, algorithm
+and environment belong together, and those that end before the others do not count.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import csv
 import functools
 import hashlib
-import io
 import json
 import os
+import shlex
 import shutil
-import sys
-import tokenize
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tyro
-from suites import ON_POLICY, SUITES, Experiment
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
-SAME_STEP = 0.025  # relative: on-policy evaluations fall on the ends of rollouts, near the round numbers
-METRICS = {"return": "return of the deterministic policy", "success_rate": "success rate of the deterministic policy"}
-THINNED_ROWS = 200
+OURS = "gradus"
+FIRST_TUNING_SEED = 11
+METRICS = {"return": "return", "success": "success rate"}
+CELL = ["source", "algorithm", "env_id", "total_timesteps", "settings"]  # seeds with the same are pooled
+COLUMNS = [
+    "source", "algorithm", "env_id", "seed", "run", "step", "return", "length", "success", "episodes", "protocol"
+]  # fmt: skip
+RUN_COLUMNS = [
+    "source", "algorithm", "env_id", "seed", "run", "state", "total_timesteps", "settings", "versions", "commit",
+    "code_sha256", "same_as", "command", "hardware", "seconds", "reason", "error",
+]  # fmt: skip
+"""settings and versions are JSON; settings: what differs from the script's defaults, but for MACHINERY; reason: why;
+same_as: further values of code_sha256 under which the same run was shown to write the same files, as COMMIT:SHA256."""
+MACHINERY = {
+    "env_id", "seed", "total_timesteps", "device", "threads", "compile", "run_dir", "eval_every", "eval_episodes",
+    "checkpoint_every", "log_every", "resume", "evaluate", "capture_video", "render", "track", "wandb_project_name",
+    "wandb_entity",
+}  # fmt: skip
+"""Settings that say what is run, or how it is executed and measured, rather than how the algorithm learns."""
 
 
 class InputError(Exception):
     """What was asked for cannot be done: one line with what, value and remedy."""
 
 
-# ======================================================================================================================
-# 1 Runs
-# ======================================================================================================================
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run folder; e evaluations at increasing `steps` [e], e = 0 if there is none.
-
-    `values` maps metric -> mean over the episodes of each evaluation, [e]; "success_rate" (0 to 1) is only there where
-    the environment reports success. `config` and `status` are the contents of the json files, {} if unreadable.
-    """
-
-    label: str
-    """The algorithm, or the variant of it: the name of the experiment's folder."""
-    env_id: str
-    seed: str
-    config: dict[str, Any]
-    status: dict[str, Any]
-    steps: np.ndarray
-    values: dict[str, np.ndarray]
-    clock: np.ndarray
-    """Logged (step, seconds of training so far) [k, 2]."""
-    stale: str | None
-    """Why the result is not what today's script and suite would give; None if nothing is known against it."""
-
-    @property
-    def total(self) -> int | None:
-        """Environment steps the run was meant to take, None if unknown."""
-        return self.config.get("args", {}).get("total_timesteps") or self.status.get("total_timesteps")
-
-    @property
-    def reached(self) -> int:
-        """Last step that any log of the run mentions."""
-        return int(max([0, *self.steps[-1:], *self.clock[-1:, 0]]))
-
-    @property
-    def seconds(self) -> float | None:
-        """Duration of the run, None if unknown."""
-        return self.status.get("seconds", self.clock[-1, 1] if len(self.clock) else None)
-
-    @property
-    def session(self) -> dict[str, Any]:
-        """What the run recorded about its last start: versions and script; older ones also platform and device."""
-        return (self.config.get("history") or [self.config])[-1]
-
-    @property
-    def commands(self) -> list[list[str]]:
-        """The command of every start."""
-        older = [session["command"] for session in self.config.get("history", []) if session.get("command")]
-        return self.config.get("commands") or older
-
-    def seconds_at(self, steps: np.ndarray) -> np.ndarray:
-        """Seconds of training after so many steps, [e]: between logged rows by interpolation; nan if none is known."""
-        if len(self.clock) == 0:
-            return np.full(len(steps), np.nan)
-        return np.interp(steps, *np.vstack([[0, 0], self.clock]).T)
-
-    def trouble(self, total: int | None) -> str | None:
-        """Why the run's score does not count in a comparison at `total` steps; None if it does."""
-        state = self.status.get("state")
-        if state is None:
-            return "failed: no status.json"
-        if state == "failed":
-            return f"failed: exit {self.status.get('exit_code')}"
-        if state != "done":
-            return f"{state} at step {count(self.reached)}"
-        if self.steps.size == 0 or self.steps[-1] < (total or np.inf):  # it may end a little later, see run.py
-            return f"done, but no evaluation at step {count(total)}"
-        return None
-
-    def last_error(self) -> str:
-        """Last line the run wrote to stderr, "" if unknown."""
-        lines = (self.status.get("stderr_tail") or "").strip().splitlines()
-        return lines[-1].strip() if lines else ""
-
-
-def count(steps: int | None) -> str:
-    """Environment steps for people: 64, 60k, 98.3k, 1M; "?" if unknown."""
-    if steps is None:
-        return "?"
-    if steps < 1_000:
-        return str(int(steps))
-    return f"{steps / 1e3:.3g}k" if steps < 999_500 else f"{steps / 1e6:.3g}M"
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a json file, {} if it is missing or damaged (it is only a record: the run folder decides)."""
+    """The object in a json file, {} if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     return {}
-
-
-def status_path(folder: Path) -> Path:
-    """status.json of a run folder: in harness/, but in committed results beside the other files."""
-    path = folder / "harness" / "status.json"
-    return path if path.exists() else folder / "status.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -153,168 +71,202 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def read_columns(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Columns of a csv of numbers, [rows, names]; [0, names] if it is missing. A row cut short is left out."""
-    rows = []
-    with contextlib.suppress(OSError):
-        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-        for row in csv.DictReader(text.splitlines()):
-            with contextlib.suppress(ValueError, TypeError):
-                rows.append([float(row.get(name)) for name in names])
-    return np.array(rows).reshape(-1, len(names))
-
-
-def load_run(folder: Path, suite: str) -> Run:
-    """The run in SUITE/LABEL/ENV_ID/SEED/; whatever is missing there is empty or None in the result."""
-    columns = ["step", "return", "success"]
-    rows = read_columns(folder / "eval.csv", columns)
-    if len(rows) == 0:
-        columns = ["step", "return"]
-        rows = read_columns(folder / "eval.csv", columns)
-    steps = np.unique(rows[:, 0])
-    means = np.array([rows[rows[:, 0] == step].mean(0) for step in steps]).reshape(-1, len(columns))
-    status = read_json(status_path(folder))
-    config = read_json(folder / "config.json")
-    label, env_id = folder.parent.parent.name, folder.parent.name
-    return Run(
-        label=label,
-        env_id=env_id,
-        seed=folder.name,
-        config=config,
-        status=status,
-        steps=steps,
-        values=dict(zip(METRICS, means[:, 1:].T, strict=False)),  # without success, the return only
-        clock=read_columns(folder / "metrics.csv", ["step", "seconds"]),
-        stale=staleness(
-            status,
-            config.get("algorithm", label),
-            [e for e in SUITES.get(suite, []) if (e.label, e.env_id) == (label, env_id)],
-        ),
-    )
-
-
-def load_runs(results: Path, suite: str) -> list[Run]:
-    """Every run of a suite, sorted by task, label and seed. Raises InputError if there is none."""
-    root = results / suite
-    if not root.is_dir():
-        raise InputError(f"no suite folder {root}: run the suite first or correct --results and --suite")
-    folders = [folder for folder in root.glob("*/*/*") if folder.is_dir() and folder.name.isdigit()]
-    if not folders:
-        raise InputError(f"{root} holds no run folders ALGORITHM/ENV_ID/SEED: run the suite first")
-    runs = [load_run(folder, suite) for folder in folders]
-    return sorted(runs, key=lambda r: (r.env_id, r.label, len(r.seed), r.seed))
-
-
 # ======================================================================================================================
-# 2 Staleness
+# 1 Scripts
 # ======================================================================================================================
 
 
-def algorithm_sha256(script: Path) -> str | None:
-    """Hash of what decides a script's results: its code above the shared blocks of section 5, settings included.
+def canonical(node: Any) -> Any:
+    """A syntax tree as nested lists, the same for every Python version; statements that are only a string left out."""
+    if isinstance(node, list):
+        return [canonical(x) for x in node if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
+    if isinstance(node, ast.AST):
+        return [type(node).__name__, *([k, canonical(v)] for k, v in ast.iter_fields(node) if v not in (None, []))]
+    return repr(node)
 
-    Comments, docstrings and blank lines do not count. None if there is no such script.
-    """
-    return sha256_of(script, script.stat().st_mtime_ns) if script.exists() else None
+
+def code_sha256(script: Path) -> str:
+    """Hash of a script's code: comments, docstrings, help texts (strings below a field) and layout do not count."""
+    return hashlib.sha256(json.dumps(canonical(ast.parse(script.read_text()))).encode()).hexdigest()
+
+
+def script_of(algorithm: str) -> Path:
+    """The file of an algorithm or variant of ours: "her_ddpg-no-her" -> algorithms/her_ddpg.py, if there is one."""
+    return ROOT / "algorithms" / f"{algorithm.partition('-')[0]}.py"
 
 
 @functools.cache
-def sha256_of(script: Path, _modified: int) -> str:
-    """The hash, computed once per version of the file; found from positions, so that it is that of every Python."""
-    text = script.read_text().partition("\n# 5 ")[0] + "\n"
-    lines = [list(line) for line in text.splitlines()]
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            lines[token.start[0] - 1][token.start[1] :] = []
-    for node in ast.walk(ast.parse(text)):
-        for statement in node.body if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else []:
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                for number in range(statement.lineno, statement.end_lineno + 1):
-                    lines[number - 1] = []
-    kept = [line for line in map(str.rstrip, map("".join, lines)) if line]
-    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+def today(script: Path) -> tuple[str, str, dict[str, Any]]:
+    """(code_sha256, hash of the whole file, defaults of its settings) of a script; empty ones if it is not there."""
+    if not script.is_file():
+        return "", "", {}
+    (fields,) = [
+        node.body
+        for node in ast.parse(script.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "Args"
+    ]
+    defaults = {x.target.id: ast.literal_eval(x.value) for x in fields if isinstance(x, ast.AnnAssign) and x.value}
+    return code_sha256(script), hashlib.sha256(script.read_bytes()).hexdigest(), defaults
 
 
-def staleness(status: dict[str, Any], algorithm: str, planned: list[Experiment]) -> str | None:
-    """Why today's script and suite would not give the result that `status` records; None if nothing is known.
-
-    `planned` holds the suite's experiments with this label and task; it is empty if the suite has none. Only the
-    algorithm's part of the script is compared, not the shared blocks.
-    """
-    if status.get("algorithm_sha256") != algorithm_sha256(ROOT / "algorithms" / f"{algorithm}.py"):
-        return f"{algorithm}.py has changed since"
-    total = status.get("total_timesteps")
-    begun_for = status.get("begun_for") or total
-    if begun_for != total and algorithm in ON_POLICY:
-        return f"begun for {count(begun_for)} steps, over which its learning rate decayed"
-    recorded = status.get("flags"), total
-    if planned and recorded not in [(e.flags, e.total_timesteps) for e in planned]:
-        return "the suite's settings have changed since"
-    return None
+def is_stale(run: pd.Series) -> bool:
+    """Whether the code of the script that made a run of ours has changed since."""
+    now = today(script_of(run["algorithm"]))[0]
+    known = {run["code_sha256"], *(entry.partition(":")[2] for entry in run["same_as"].split())}
+    return run["source"] == OURS and now != "" and now not in known
 
 
 # ======================================================================================================================
-# 3 Export
+# 2 Reading
 # ======================================================================================================================
 
 
-def thin(text: str, rows: int = THINNED_ROWS) -> str:
-    """A csv with its header, its last row and, evenly between, as many others as make `rows` at most."""
-    header, *lines = text.splitlines(keepends=True) or [""]
-    step = max(1, -(-len(lines) // rows))
-    return "".join([header, *lines[::-1][::step][::-1]])
+def setting_of(flag: str, value: str) -> tuple[str, Any]:
+    """A flag of a plan as a setting: ("no-her", "") -> ("her", False), ("clip-coef", "0.1") -> ("clip_coef", 0.1)."""
+    name = flag.replace("-", "_")
+    if value == "":
+        return (name[3:], False) if name.startswith("no_") else (name, True)
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
 
 
-def export(source: Path, target: Path) -> None:
-    """Copy what is kept of a run folder; an earlier copy is there until the new one is complete. Raises OSError."""
-    new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
-    for left in (new, old):  # by an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    new.mkdir(parents=True)
-    for path in (source / "config.json", source / "eval.csv", status_path(source)):
-        shutil.copy(path, new)
-    for name in ("train.csv", "metrics.csv"):
-        (new / name).write_text(thin((source / name).read_text()))
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+def read_run_folder(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Evaluations and the entries of runs.csv of one run folder, whatever of it is there."""
+    config, status = read_json(folder / "config.json"), read_json(folder / "harness" / "status.json")
+    args = config.get("args", {})
+    script, flags = status.get("script_sha256") or config.get("script_sha256", ""), status.get("flags", {})
+    algorithm = status.get("label") or config.get("algorithm") or folder.parent.parent.name
+    code, whole, defaults = today(script_of(algorithm))
+    settings = {name: args[name] for name in args if name in defaults and args[name] != defaults[name]}
+    if not defaults or not args:  # a script that is not in algorithms/, or one that failed before it began
+        settings = dict(setting_of(*flag) for flag in flags.items())
+    run = {
+        "source": config.get("source", OURS), "algorithm": algorithm,
+        "env_id": args.get("env_id", folder.parent.name), "seed": args.get("seed", folder.name),
+        "total_timesteps": args.get("total_timesteps") or status.get("total_timesteps") or 0,
+        "settings": json.dumps({name: settings[name] for name in sorted(settings) if name not in MACHINERY}),
+        "versions": json.dumps(config.get("versions") or status.get("versions", {})),
+        "commit": status.get("commit") or "",
+        "code_sha256": status.get("code_sha256") or (code if script == whole else "unknown"), "same_as": "",
+        "command": "; ".join(shlex.join(map(str, command)) for command in config.get("commands", [])),
+        "hardware": status.get("hardware", ""), "seconds": status.get("seconds"), "reason": status.get("reason", ""),
+        "error": (status.get("stderr_tail") or "").strip().rpartition("\n")[2].strip(),
+    }  # fmt: skip
+    rows = pd.DataFrame(columns=["step", "return", "length"])
+    with contextlib.suppress(OSError, pd.errors.EmptyDataError):
+        rows = pd.read_csv(folder / "eval.csv", on_bad_lines="skip", encoding_errors="replace")
+    rows = rows.apply(pd.to_numeric, errors="coerce").dropna()  # a row that is being written is left out
+    evaluations = rows.drop(columns="episode", errors="ignore").groupby("step").mean()
+    evaluations["episodes"] = rows.groupby("step").size()
+    reached = int(evaluations.index.max()) if len(evaluations) else 0
+    run["state"] = status.get("state", "unfinished")
+    if reached >= run["total_timesteps"] > 0:
+        run["state"] = "done"
+    elif run["state"] == "failed":
+        run["state"] = f"failed: exit {status.get('exit_code')}"
+    else:
+        run["state"] = f"{'unfinished' if run['state'] == 'done' else run['state']} at step {count(reached)}"
+    return evaluations.reset_index().assign(protocol="deterministic"), run
 
 
-@dataclass
-class Options:
-    """Which suite to copy to benchmarks/results."""
-
-    results: Path
-    """Folder of the benchmark; it holds SUITE/ALGORITHM/ENV_ID/SEED/."""
-    suite: str
-    """Name of the suite, a folder in results."""
-
-
-def main() -> int:
-    """Command line; exit code 2 for what the user can put right."""
-    options = tyro.cli(Options, description=__doc__)
+def read_csv(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Evaluations of a csv in the format above, and its runs. Raises InputError for a missing column or value."""
     try:
-        runs = load_runs(options.results, options.suite)
-        kept = [run for run in runs if run.trouble(run.total) is None and not run.stale]
-        replaced = 0
-        for run in kept:
-            where = Path(options.suite, run.label, run.env_id, run.seed)
-            replaced += (COMMITTED / where).exists()
-            export(options.results / where, COMMITTED / where)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = error.filename or COMMITTED  # a failed write has no name
-        print(f"error: cannot copy to {where} ({error.strerror}): put it right and repeat", file=sys.stderr)
-        return 2
-    print(
-        f"{len(kept)} of {len(runs)} runs, those that are finished and not stale, are now in "
-        f"{COMMITTED / options.suite}, {replaced} of them in place of an earlier copy"
+        rows = pd.read_csv(path, dtype={"run": str})
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read --results {path} ({error}): name a csv with a row per evaluation") from error
+    if missing := [name for name in ("algorithm", "env_id", "seed", "step", "return") if name not in rows]:
+        raise InputError(f"{path} has no column {', '.join(missing)}: a row per evaluation with {', '.join(COLUMNS)}")
+    rows = rows.assign(**{name: None for name in COLUMNS if name not in rows})
+    rows["source"], rows["protocol"] = rows["source"].fillna(path.stem), rows["protocol"].fillna("")
+    for name in ("seed", "step", "return", "length", "success", "episodes"):
+        numbers = pd.to_numeric(rows[name], errors="coerce")
+        needed = rows[name].notna() | (name in ("seed", "step", "return"))
+        if (wrong := numbers.isna() & needed).any():
+            line = wrong.idxmax()
+            raise InputError(f"{path}, line {line + 2}: {name} is {rows[name][line]!r}, not a number")
+        rows[name] = numbers
+    beside, runs = path.with_name("runs.csv"), pd.DataFrame(columns=RUN_COLUMNS)
+    if beside.exists():
+        text = {name: str for name in RUN_COLUMNS if name not in ("seed", "total_timesteps", "seconds")}
+        runs = pd.read_csv(beside, dtype=text, keep_default_na=False, na_values={"seconds": ""}).reindex(
+            columns=RUN_COLUMNS
+        )
+    bare = rows[~rows["run"].isin(runs["run"])]
+    if len(bare):
+        totals = bare.groupby(["source", "algorithm", "env_id"], as_index=False)["step"].max()
+        made = bare.groupby(["source", "algorithm", "env_id", "seed"], as_index=False)["step"].max()
+        made = made.merge(totals.rename(columns={"step": "total_timesteps"}))
+        whole = made["step"] >= 0.975 * made["total_timesteps"]  # evaluations may fall on the ends of rollouts
+        made["state"] = [
+            "done" if done else f"ended at step {count(x)}" for done, x in zip(whole, made["step"], strict=True)
+        ]
+        made["settings"], made["versions"] = "{}", "{}"
+        made = made.drop(columns="step").reindex(columns=RUN_COLUMNS)
+        made = made.astype(dict.fromkeys(RUN_COLUMNS, object)).where(made.notna(), "")
+        made["run"] = made.apply(run_id, axis=1)
+        keys = bare[["source", "algorithm", "env_id", "seed"]]
+        rows.loc[bare.index, "run"] = keys.merge(made, how="left")["run"].to_numpy()
+        runs = pd.concat([runs, made])
+    return rows, runs
+
+
+def run_id(run: pd.Series | dict[str, Any]) -> str:
+    """Name of a run: 8 letters from what tells it from all others."""
+    key = [str(run[name]) for name in [*CELL, "seed"]]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
+
+
+def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(evaluations [COLUMNS], runs [RUN_COLUMNS and `stale`]) of run folders, folders of them, and csv files.
+
+    Of runs that are the same but for their age, the one named last counts. Raises InputError if there is none.
+    """
+    evaluations, runs = [], []
+    for path in map(Path, paths):
+        found = sorted({file.parent for file in path.rglob("config.json")}
+                       | {file.parent.parent for file in path.rglob("harness/status.json")})  # fmt: skip
+        files = [path] if path.is_file() else [file for file in [path / "results.csv"] if file.exists()]
+        if not found and not files:
+            raise InputError(f"--results {path} holds neither run folders nor results.csv: run something or correct it")
+        for file in files:
+            rows, made = read_csv(file)
+            evaluations.append(rows)
+            runs.append(made)
+        for folder in found:
+            rows, run = read_run_folder(folder)
+            run["seed"] = int(run["seed"]) if str(run["seed"]).isdigit() else 0
+            run["run"] = run_id(run)
+            evaluations.append(
+                rows.assign(**{name: run[name] for name in ("source", "algorithm", "env_id", "seed", "run")})
+            )
+            runs.append(pd.DataFrame([run]))
+    for k, made in enumerate(runs):  # an earlier copy makes room for a later one
+        later = {run for others in runs[k + 1 :] for run in others["run"]}
+        runs[k] = made[~made["run"].isin(later)]
+        evaluations[k] = evaluations[k][~evaluations[k]["run"].isin(later)]
+    table = (
+        pd.concat([made for made in runs if len(made)])
+        .reindex(columns=RUN_COLUMNS)
+        .fillna({"error": "", "reason": "", "same_as": ""})
     )
-    return 0
+    table = table.astype({"seed": int, "total_timesteps": int, "seconds": float}).sort_values([*CELL, "seed"])
+    rows = pd.concat([part.dropna(axis=1, how="all") for part in evaluations if len(part)] or evaluations)
+    rows = rows.reindex(columns=COLUMNS).astype({"seed": int, "step": int}).sort_values([*COLUMNS[:6]])
+    return rows.reset_index(drop=True), table.assign(stale=table.apply(is_stale, axis=1)).reset_index(drop=True)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def export(evaluations: pd.DataFrame, runs: pd.DataFrame, folder: Path) -> None:
+    """Write results.csv and runs.csv; values are rounded to 6 digits. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = evaluations[COLUMNS].assign(**{name: evaluations[name].astype("Int64") for name in ("episodes",)})
+    write_atomically(folder / "results.csv", rows.to_csv(index=False, float_format="%.6g"))
+    write_atomically(folder / "runs.csv", runs[RUN_COLUMNS].to_csv(index=False, float_format="%.6g"))
+
+
+def count(steps: float) -> str:
+    """Environment steps for people: 64, 60k, 98.3k, 1M."""
+    if steps < 1_000:
+        return str(int(steps))
+    return f"{steps / 1e3:.3g}k" if steps < 999_500 else f"{steps / 1e6:.3g}M"
