@@ -173,7 +173,7 @@ def draw_aggregates(path: Path, matrices: dict[str, np.ndarray], colour: dict[st
             {name: np.where(np.isnan(bounds), points, bounds)[:, kept] for name, (points, bounds) in estimates.items()},
             metric_names=[list(AGGREGATES)[k] for k in kept], algorithms=list(estimates), colors=colour,
             xlabel="normalised score", subfigure_width=0.75 * WIDTH / len(kept), row_height=0.25, wspace=0.15,
-            xlabel_y_coordinate=-0.9 / (1 + len(estimates)),
+            xlabel_y_coordinate=-1.5 / (1 + len(estimates)),
         )  # fmt: skip
         save(figure, path)
 

@@ -37,6 +37,7 @@ RUN_COLUMNS = [
 ]  # fmt: skip
 """settings and versions are JSON; settings: what differs from the script's defaults, but for MACHINERY; reason: why;
 same_as: further values of code_sha256 under which the same run was shown to write the same files, as COMMIT:SHA256."""
+NUMBERS = ("seed", "total_timesteps", "seconds")  # of RUN_COLUMNS; the others are texts
 MACHINERY = {
     "env_id", "seed", "total_timesteps", "device", "threads", "compile", "run_dir", "eval_every", "eval_episodes",
     "checkpoint_every", "log_every", "resume", "evaluate", "capture_video", "render", "track", "wandb_project_name",
@@ -180,7 +181,7 @@ def read_csv(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise InputError(f"{path} has no column {', '.join(missing)}: a row per evaluation with {', '.join(COLUMNS)}")
     rows = rows.assign(**{name: None for name in COLUMNS if name not in rows})
     rows["source"], rows["protocol"] = rows["source"].fillna(path.stem), rows["protocol"].fillna("")
-    for name in ("seed", "step", "return", "length", "success", "episodes"):
+    for name in ("seed", *COLUMNS[5:-1]):
         numbers = pd.to_numeric(rows[name], errors="coerce")
         needed = rows[name].notna() | (name in ("seed", "step", "return"))
         if (wrong := numbers.isna() & needed).any():
@@ -189,27 +190,29 @@ def read_csv(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows[name] = numbers
     beside, runs = path.with_name("runs.csv"), pd.DataFrame(columns=RUN_COLUMNS)
     if beside.exists():
-        text = {name: str for name in RUN_COLUMNS if name not in ("seed", "total_timesteps", "seconds")}
-        runs = pd.read_csv(beside, dtype=text, keep_default_na=False, na_values={"seconds": ""}).reindex(
+        runs = pd.read_csv(beside, dtype={name: str for name in RUN_COLUMNS if name not in NUMBERS}).reindex(
             columns=RUN_COLUMNS
         )
     bare = rows[~rows["run"].isin(runs["run"])]
     if len(bare):
-        totals = bare.groupby(["source", "algorithm", "env_id"], as_index=False)["step"].max()
-        made = bare.groupby(["source", "algorithm", "env_id", "seed"], as_index=False)["step"].max()
-        made = made.merge(totals.rename(columns={"step": "total_timesteps"}))
-        whole = made["step"] >= 0.975 * made["total_timesteps"]  # evaluations may fall on the ends of rollouts
-        made["state"] = [
-            "done" if done else f"ended at step {count(x)}" for done, x in zip(whole, made["step"], strict=True)
-        ]
-        made["settings"], made["versions"] = "{}", "{}"
-        made = made.drop(columns="step").reindex(columns=RUN_COLUMNS)
-        made = made.astype(dict.fromkeys(RUN_COLUMNS, object)).where(made.notna(), "")
-        made["run"] = made.apply(run_id, axis=1)
-        keys = bare[["source", "algorithm", "env_id", "seed"]]
-        rows.loc[bare.index, "run"] = keys.merge(made, how="left")["run"].to_numpy()
-        runs = pd.concat([runs, made])
-    return rows, runs
+        made = unrecorded(bare)
+        names = bare[["source", "algorithm", "env_id", "seed"]].merge(made, how="left")["run"]
+        rows.loc[bare.index, "run"] = names.to_numpy()
+        runs = pd.concat([runs, made]) if len(runs) else made
+    return rows.groupby(COLUMNS[:6], as_index=False).agg(
+        dict.fromkeys(COLUMNS[6:-1], "mean") | {"protocol": "first"}
+    ), runs
+
+
+def unrecorded(rows: pd.DataFrame) -> pd.DataFrame:
+    """The runs of evaluations that runs.csv does not know: done if they are as long as the longest of their cell."""
+    cell = ["source", "algorithm", "env_id"]
+    runs = rows.groupby([*cell, "seed"], as_index=False)["step"].max()
+    runs["total_timesteps"] = runs.groupby(cell)["step"].transform("max")
+    whole = runs["step"] >= 0.975 * runs["total_timesteps"]  # evaluations may fall on the ends of rollouts
+    runs["state"] = ("ended at step " + runs["step"].map(count)).mask(whole, "done")
+    runs = runs.assign(settings="{}", versions="{}").reindex(columns=RUN_COLUMNS)
+    return runs.assign(run=runs.apply(run_id, axis=1))
 
 
 def run_id(run: pd.Series | dict[str, Any]) -> str:
@@ -223,7 +226,7 @@ def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Of runs that are the same but for their age, the one named last counts. Raises InputError if there is none.
     """
-    evaluations, runs = [], []
+    found_rows, found_runs = [], []
     for path in map(Path, paths):
         found = sorted({file.parent for file in path.rglob("config.json")}
                        | {file.parent.parent for file in path.rglob("harness/status.json")})  # fmt: skip
@@ -232,35 +235,29 @@ def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
             raise InputError(f"--results {path} holds neither run folders nor results.csv: run something or correct it")
         for file in files:
             rows, made = read_csv(file)
-            evaluations.append(rows)
-            runs.append(made)
+            found_rows.append(rows)
+            found_runs.append(made)
         for folder in found:
             rows, run = read_run_folder(folder)
             run["seed"] = int(run["seed"]) if str(run["seed"]).isdigit() else 0
             run["run"] = run_id(run)
-            evaluations.append(
-                rows.assign(**{name: run[name] for name in ("source", "algorithm", "env_id", "seed", "run")})
-            )
-            runs.append(pd.DataFrame([run]))
-    for k, made in enumerate(runs):  # an earlier copy makes room for a later one
-        later = {run for others in runs[k + 1 :] for run in others["run"]}
-        runs[k] = made[~made["run"].isin(later)]
-        evaluations[k] = evaluations[k][~evaluations[k]["run"].isin(later)]
-    table = (
-        pd.concat([made for made in runs if len(made)])
-        .reindex(columns=RUN_COLUMNS)
-        .fillna({"error": "", "reason": "", "same_as": ""})
-    )
-    table = table.astype({"seed": int, "total_timesteps": int, "seconds": float}).sort_values([*CELL, "seed"])
-    rows = pd.concat([part.dropna(axis=1, how="all") for part in evaluations if len(part)] or evaluations)
-    rows = rows.reindex(columns=COLUMNS).astype({"seed": int, "step": int}).sort_values([*COLUMNS[:6]])
-    return rows.reset_index(drop=True), table.assign(stale=table.apply(is_stale, axis=1)).reset_index(drop=True)
+            rows = rows.assign(**{name: run[name] for name in COLUMNS[:5]})
+            found_rows.append(rows)
+            found_runs.append(pd.DataFrame([run]))
+    # of the same run, the last copy counts
+    runs = pd.concat([made.assign(part=k) for k, made in enumerate(found_runs)]).drop_duplicates("run", keep="last")
+    evaluations = pd.concat([rows.assign(part=k) for k, rows in enumerate(found_rows) if len(rows)] or found_rows)
+    evaluations = evaluations.reindex(columns=[*COLUMNS, "part"]).merge(runs[["run", "part"]])
+    runs = runs.fillna({name: "" for name in RUN_COLUMNS if name not in NUMBERS})[RUN_COLUMNS]
+    runs = runs.astype({"seed": int, "total_timesteps": int, "seconds": float}).sort_values([*CELL, "seed"])
+    evaluations = evaluations[COLUMNS].astype({"seed": int, "step": int}).sort_values(COLUMNS[:6])
+    return evaluations.reset_index(drop=True), runs.assign(stale=runs.apply(is_stale, axis=1)).reset_index(drop=True)
 
 
 def export(evaluations: pd.DataFrame, runs: pd.DataFrame, folder: Path) -> None:
     """Write results.csv and runs.csv; values are rounded to 6 digits. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = evaluations[COLUMNS].assign(**{name: evaluations[name].astype("Int64") for name in ("episodes",)})
+    rows = evaluations[COLUMNS].assign(episodes=evaluations["episodes"].astype("Int64"))
     write_atomically(folder / "results.csv", rows.to_csv(index=False, float_format="%.6g"))
     write_atomically(folder / "runs.csv", runs[RUN_COLUMNS].to_csv(index=False, float_format="%.6g"))
 

@@ -94,7 +94,7 @@ def speeds(found: list[Cell]) -> dict[str, str]:
     heads = [k for k, line in enumerate(lines) if line[:1] == ["algorithm"] and "ours" in line]
     rows = [line for line in lines[heads[0] + 2 :] if len(line) == len(lines[heads[0]])] if heads else []
     measured = {line[0]: line[lines[heads[0]].index("ours")].split()[0] for line in rows}
-    return measured or {name: f"{value:.0f}" for name, value in plots.steps_per_second(found).items()}
+    return measured or {name: f"{value:.0f}" for name, value in plots.steps_per_second(longest(found)).items()}
 
 
 def matrix(found: list[Cell], published: list[Published]) -> str:
@@ -314,8 +314,8 @@ def draw(found: list[Cell], published: list[Published], matrices: dict[str, np.n
     if any(cell.seeds for cell in found):
         plots.draw_curves(output / "curves.png", longest(found), published)
         drawn.append(output / "curves.png")
-    if plots.steps_per_second(found):
-        plots.draw_speed(output / "speed.png", found)
+    if plots.steps_per_second(longest(found)):
+        plots.draw_speed(output / "speed.png", longest(found))
         drawn.append(output / "speed.png")
     if matrices:
         plots.draw_aggregates(output / "aggregates.png", matrices, colour)

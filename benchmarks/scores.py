@@ -4,7 +4,8 @@ Intervals are 95 % t intervals of the mean over seeds, on both sides of a compar
 They cover 95 % at every number of seeds if scores are normally distributed. From LEAST_BOOTSTRAP seeds on, percentile
 intervals of the stratified bootstrap of Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the
 Statistical Precipice", stand beside them for the interquartile mean (rliable). Over fewer seeds these are too narrow:
-nominal 95 % intervals of the mean of normal scores cover about 75 % at 3 seeds, 81 % at 5 and 90 % at 10.
+nominal 95 % intervals of the mean of normal scores cover about 75 % at 3 seeds, 85 % at 5 and 90 % at 10, of the
+interquartile mean 75 %, 91 % and 94 %.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ def bootstrap(scores: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray])
     """Percentile interval [2, k] of statistic(scores [seeds, tasks]) [k]; None below LEAST_BOOTSTRAP seeds."""
     if len(scores) < LEAST_BOOTSTRAP:
         return None
-    generator = np.random.RandomState(0)  # the same scores always give the same digits
-    return library.get_interval_estimates({"": scores}, statistic, reps=RESAMPLES, random_state=generator)[1][""]
+    state = np.random.get_state()
+    np.random.seed(0)  # rliable draws from the global generator; the same scores always give the same digits
+    try:
+        return library.get_interval_estimates({"": scores}, statistic, reps=RESAMPLES)[1][""]
+    finally:
+        np.random.set_state(state)
 
 
 @dataclass(frozen=True)
