@@ -4,6 +4,11 @@ results.csv has one row per evaluation, its values means over the evaluation's e
 `algorithm, env_id, seed, step, return` must be there; `source` is the file's name if missing. `run` names the row of
 runs.csv in the same folder that tells what produced it (RUN_COLUMNS): without it, seeds of the same source, algorithm
 and environment belong together, and those that end before the others do not count.
+
+    python benchmarks/records.py --algorithm td3 --before COMMIT
+
+shows that a change of a script alters nothing: both versions are run with the same seed, and if they write the same
+files, runs.csv notes so and its results are not stale.
 """
 
 from __future__ import annotations
@@ -14,13 +19,19 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -48,6 +59,13 @@ MACHINERY = {
 
 class InputError(Exception):
     """What was asked for cannot be done: one line with what, value and remedy."""
+
+
+def count(steps: float) -> str:
+    """Environment steps for people: 64, 60k, 98.3k, 1M."""
+    if steps < 1_000:
+        return str(int(steps))
+    return f"{steps / 1e3:.3g}k" if steps < 999_500 else f"{steps / 1e6:.3g}M"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -136,7 +154,7 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Evaluations and the entries of runs.csv of one run folder, whatever of it is there."""
     config, status = read_json(folder / "config.json"), read_json(folder / "harness" / "status.json")
     args = config.get("args", {})
-    script, flags = status.get("script_sha256") or config.get("script_sha256", ""), status.get("flags", {})
+    script, flags = status.get("script_sha256") or config.get("script_sha256"), status.get("flags") or {}
     algorithm = status.get("label") or config.get("algorithm") or folder.parent.parent.name
     code, whole, defaults = today(script_of(algorithm))
     settings = {name: args[name] for name in args if name in defaults and args[name] != defaults[name]}
@@ -147,7 +165,7 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         "env_id": args.get("env_id", folder.parent.name), "seed": args.get("seed", folder.name),
         "total_timesteps": args.get("total_timesteps") or status.get("total_timesteps") or 0,
         "settings": json.dumps({name: settings[name] for name in sorted(settings) if name not in MACHINERY}),
-        "versions": json.dumps(config.get("versions") or status.get("versions", {})),
+        "versions": json.dumps(config.get("versions") or status.get("versions") or {}),
         "commit": status.get("commit") or "",
         "code_sha256": status.get("code_sha256") or (code if script == whole else "unknown"), "same_as": "",
         "command": "; ".join(shlex.join(map(str, command)) for command in config.get("commands", [])),
@@ -262,8 +280,69 @@ def export(evaluations: pd.DataFrame, runs: pd.DataFrame, folder: Path) -> None:
     write_atomically(folder / "runs.csv", runs[RUN_COLUMNS].to_csv(index=False, float_format="%.6g"))
 
 
-def count(steps: float) -> str:
-    """Environment steps for people: 64, 60k, 98.3k, 1M."""
-    if steps < 1_000:
-        return str(int(steps))
-    return f"{steps / 1e3:.3g}k" if steps < 999_500 else f"{steps / 1e6:.3g}M"
+# ======================================================================================================================
+# 3 Changes that alter nothing
+# ======================================================================================================================
+
+
+@dataclass
+class Change:
+    """A committed change of a script that is to be shown to alter nothing."""
+
+    algorithm: str
+    """Name of the script in algorithms/, without .py."""
+    before: str
+    """Commit before the change; that after it is HEAD."""
+    flags: str = "--seed 1 --total-timesteps 30000"
+    """Flags of the two runs, which must reach beyond the start of learning."""
+    results: Path = COMMITTED
+    """Folder with the runs.csv in which to note it."""
+
+
+def git(*words: str) -> str:
+    """What git prints. Raises InputError with its message."""
+    made = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    if made.returncode:
+        raise InputError(f"git {' '.join(words)}: {made.stderr.strip()}")
+    return made.stdout
+
+
+def written(text: str, change: Change, folder: Path) -> tuple[str, list[pd.DataFrame]]:
+    """code_sha256 of a version of a script, and what it writes but for times. Raises InputError if it fails."""
+    script = folder / f"{change.algorithm}.py"
+    folder.mkdir()
+    script.write_text(text)
+    words = [sys.executable, script.name, *shlex.split(change.flags), "--run-dir", "run"]
+    if subprocess.run(words, cwd=folder).returncode:
+        raise InputError(f"{change.algorithm}.py failed with {change.flags}: see above")
+    frames = [pd.read_csv(folder / "run" / f"{name}.csv") for name in ("eval", "train", "metrics")]
+    return code_sha256(script), [
+        frame.drop(columns=["seconds", "steps_per_second"], errors="ignore") for frame in frames
+    ]
+
+
+def note_same(change: Change) -> int:
+    """Run both versions; returns for how many runs it is new that they are of HEAD's code too. Raises InputError."""
+    path = f"algorithms/{change.algorithm}.py"
+    commit = git("rev-parse", "--short", "HEAD").strip()
+    with tempfile.TemporaryDirectory() as folder:
+        old, before = written(git("show", f"{change.before}:{path}"), change, Path(folder) / "before")
+        new, after = written(git("show", f"HEAD:{path}"), change, Path(folder) / "after")
+    if not all(x.equals(y) for x, y in zip(before, after, strict=True)):
+        raise InputError(
+            f"{path} of {change.before} and of HEAD write different files: its results have to be made again"
+        )
+    evaluations, runs = read([change.results / "results.csv"])
+    known = [{run.code_sha256, *re.findall(r":(\w+)", run.same_as)} for run in runs.itertuples()]
+    same = [old in codes and new not in codes for codes in known]
+    runs.loc[same, "same_as"] = (runs.loc[same, "same_as"] + f" {commit}:{new}").str.strip()
+    export(evaluations, runs, change.results)
+    return sum(same)
+
+
+if __name__ == "__main__":
+    try:
+        print(f"the same files: noted for {note_same(tyro.cli(Change))} runs")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

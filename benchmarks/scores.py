@@ -121,9 +121,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name in tables and legends: the algorithm, then the source if it is not ours."""
+        """Name in tables and legends: the algorithm, then the source if it is neither ours nor said ("sb3-ppo")."""
         settings = ", ".join(f"{k} {v}" for k, v in self.settings.items()) * self.shows_settings
-        return " ".join(filter(None, [self.algorithm, f"({self.source})" * (self.source != OURS), settings]))
+        said = self.source == OURS or self.algorithm.startswith("sb3-")
+        return " ".join(filter(None, [self.algorithm, "" if said else f"({self.source})", settings]))
 
     @functools.cached_property
     def seeds(self) -> list[int]:

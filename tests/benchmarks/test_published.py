@@ -36,10 +36,10 @@ def test_ours_are_compared_at_the_published_step(tmp_path):
 @pytest.mark.parametrize(
     ("versions", "effect"),
     [
-        ("HalfCheetah v5 v2", None), ("HalfCheetah v5 v1", "roughly"), ("Hopper v5 v3", "roughly"), ("Hopper v4 v2", None),
-        ("Walker2d v5 v4", "caveat"), ("Walker2d v4 v5", "caveat"), ("Ant v5 v5", None), ("Ant v5 v4", "not comparable"),
-        ("Ant v3 v2", None), ("Humanoid v5 v3", "not comparable"), ("FetchPush v4 v1", "roughly"),
-        ("Unknown v1 v0", "not comparable"), ("Unknown v1 v1", None),
+        ("HalfCheetah v5 v2", None), ("HalfCheetah v5 v1", "roughly"), ("Hopper v5 v3", "roughly"),
+        ("Hopper v4 v2", None), ("Walker2d v5 v4", "caveat"), ("Walker2d v4 v5", "caveat"), ("Ant v5 v5", None),
+        ("Ant v5 v4", "not comparable"), ("Ant v3 v2", None), ("Humanoid v5 v3", "not comparable"),
+        ("FetchPush v4 v1", "roughly"), ("Unknown v1 v0", "not comparable"), ("Unknown v1 v1", None),
     ],
 )  # fmt: skip
 def test_versions(versions, effect):

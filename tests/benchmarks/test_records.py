@@ -7,6 +7,7 @@ import pytest
 import records
 from fake_runs import cells_of, finals, make_run
 
+COLUMNS = ["source", "algorithm", "env_id", "seed", "run", "step", "return"]
 CSV = "algorithm,env_id,seed,step,return\ndqn,My-v0,{},0,1\ndqn,My-v0,7,500,2\ndqn,My-v0,7,1000,3\n"
 
 
@@ -58,8 +59,8 @@ def test_a_csv_of_another_program(tmp_path):
     assert runs["state"].tolist() == ["done", "ended at step 0"] and runs["seed"].tolist() == [7, 8]
     assert runs["total_timesteps"].tolist() == [1000, 1000] and not runs["stale"].any()
     for text, message in (
-        (CSV.format("x"), r"mine.csv, line 2: seed is 'x', not a number"),
-        (CSV.format(1).replace("return", "score"), "no column return"), ("", "cannot read"),
+        (CSV.format("x"), r"mine\.csv, line 2: seed is 'x', not a number"),
+        (CSV.format(1).replace("return", "score"), "no column return"), ("", r"cannot read .*mine"),
     ):  # fmt: skip
         path.write_text(text)
         with pytest.raises(records.InputError, match=message):
@@ -124,3 +125,38 @@ def test_export_merges_and_later_results_replace_earlier_ones(tmp_path):
     assert len(runs) == 4 and len(second[1]) == 2
     last = evaluations[evaluations["algorithm"] == "td3"].groupby("seed")["return"].last()
     assert last.to_dict() == {1: 100, 2: 500, 9: 1}
+
+
+def test_a_change_that_alters_nothing_is_noted_and_another_refused(tmp_path, monkeypatch):
+    script = tmp_path / "algorithms" / "td3.py"
+    script.parent.mkdir()
+
+    def commit(text):
+        script.write_text(text + "class Args: pass\n")
+        for words in (["add", "."], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
+            records.git(*words)
+
+    toy = """import pathlib, time
+pathlib.Path("run").mkdir()
+for name in ("eval", "train", "metrics"):
+    pathlib.Path(f"run/{name}.csv").write_text(f"step,seconds,return\\n1,{time.time()},{VALUE}\\n")
+"""
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    records.git("init", "-q")
+    commit(toy.replace("VALUE", "1 + 1"))
+    code = records.code_sha256(script)
+    rows = [["gradus", "td3", "Hopper-v5", seed, f"run{seed}", seed, 7.0] for seed in (1, 2)]
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(tmp_path / "results.csv", index=False)
+    runs = pd.DataFrame(rows, columns=COLUMNS).assign(total_timesteps=1, code_sha256=[code, "of other code"])
+    runs.reindex(columns=records.RUN_COLUMNS).to_csv(tmp_path / "runs.csv", index=False)
+    commit(toy.replace("VALUE", "2"))
+    change = records.Change("td3", "HEAD~1", results=tmp_path)
+    assert records.note_same(change) == 1
+    assert records.note_same(change) == 0  # it is noted already
+    assert records.read([tmp_path])[1]["stale"].tolist() == [False, True]
+    commit(toy.replace("VALUE", "3"))
+    records.today.cache_clear()
+    with pytest.raises(records.InputError, match="write different files"):
+        records.note_same(change)
+    assert records.read([tmp_path])[1]["stale"].tolist() == [True, True]
+    records.today.cache_clear()

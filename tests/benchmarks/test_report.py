@@ -38,8 +38,9 @@ def test_the_matrix_tells_what_is_separable(tmp_path):
         finals(tmp_path / str(k), *values, algorithm=algorithm, env_id=env_id)
     make_run(tmp_path / "7", "trpo", evaluations={}, state="failed", exit_code=1)
     rows = [
-        published_row(50.0, sd=5), published_row(500.0, sd=5, algorithm="sac"), published_row(105.0, sd=50, algorithm="ddpg"),
-        published_row(50.0, sd=5, algorithm="ppo"), published_row(5.0, "Ant-v4", sd=5, algorithm="a2c"),
+        published_row(50.0, sd=5), published_row(500.0, sd=5, algorithm="sac"),
+        published_row(105.0, sd=50, algorithm="ddpg"), published_row(50.0, sd=5, algorithm="ppo"),
+        published_row(5.0, "Ant-v4", sd=5, algorithm="a2c"),
     ]  # fmt: skip
     text = report.matrix(cells_of(tmp_path), rows)
     cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:3] for row in text.splitlines()[2:] if row[:1] == "|"}
@@ -71,7 +72,8 @@ def test_results_tell_what_was_lost_what_failed_and_how_it_compares(tmp_path):
     )
     assert row["best over training"].endswith(", then lost (there too)")
     assert row["verdict: difference [95 % interval]"].startswith("not separable (n = 3 | 10): +0.00 [")
-    assert row["notes"] == "n1, n2" and list(notes)[1] == "source, td3: sampled" and "healthy_reward" in list(notes)[0]
+    versions, protocol = notes
+    assert row["notes"] == "n1, n2" and protocol == "source, td3: sampled" and "healthy_reward" in versions
     assert "| 3 | failed: exit 1 | a\\|b |" in report.troubles(cells_of(tmp_path), 0)
     assert "| 500 |" in report.points(cells_of(tmp_path), rows)
 
