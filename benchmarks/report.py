@@ -10,6 +10,7 @@ The csv format is described in records.py, the statistics in scores.py. The same
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -83,8 +84,8 @@ def best_text(cell: Cell, metric: str, published: list[Published]) -> str:
 # ======================================================================================================================
 
 
-def speeds(found: list[Cell]) -> dict[str, str]:
-    """Name -> steps/s of the table of speed.py, if there is one, else of whole runs."""
+def speeds(found: list[Cell]) -> tuple[dict[str, str], str]:
+    """Name -> steps/s, of the table of speed.py if there is one, else of whole runs; and which of the two."""
     try:
         lines = [
             [x.strip() for x in line.split("|")[1:-1]] for line in (COMMITTED / "speed.md").read_text().splitlines()
@@ -94,7 +95,10 @@ def speeds(found: list[Cell]) -> dict[str, str]:
     heads = [k for k, line in enumerate(lines) if line[:1] == ["algorithm"] and "ours" in line]
     rows = [line for line in lines[heads[0] + 2 :] if len(line) == len(lines[heads[0]])] if heads else []
     measured = {line[0]: line[lines[heads[0]].index("ours")].split()[0] for line in rows}
-    return measured or {name: f"{value:.0f}" for name, value in plots.steps_per_second(longest(found)).items()}
+    if measured:
+        return measured, "steps/s: as in speed.md, on one thread, without evaluations."
+    whole = {name: f"{value:.0f}" for name, value in plots.steps_per_second(longest(found)).items()}
+    return whole, "steps/s: of whole runs, with evaluations."
 
 
 def matrix(found: list[Cell], published: list[Published]) -> str:
@@ -104,7 +108,7 @@ def matrix(found: list[Cell], published: list[Published]) -> str:
     totals = {task: max(cell.total for (_, t), cell in best.items() if t == task) for task in tasks}
     metric = {task: "success" if any(cell.has("success") for (_, t), cell in best.items() if t == task) else "return"
               for task in tasks}  # fmt: skip
-    measured, verdicts, rows = speeds(found), [], []
+    (measured, meaning), verdicts, rows = speeds(found), [], []
     for name in plots.colours(found):
         row = [name]
         for task in tasks:
@@ -120,9 +124,11 @@ def matrix(found: list[Cell], published: list[Published]) -> str:
         "**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than "
         f"{FEW_SEEDS} seeds. In parentheses: not judged, since of another version of the task, other settings or "
         f"more steps. {sum(verdict != 'not separable' for verdict in verdicts)} of {len(verdicts)} comparisons are "
-        f"separable; one in twenty would be by chance. {f'{stale} of {runs} runs are of earlier code.' * bool(stale)}"
+        f"separable; one in twenty would be by chance. {meaning}"
+        + f" {stale} of {runs} runs are of earlier code."
+        * bool(stale)
     )
-    return table(["algorithm", *header, "steps/s"], rows) + f"\n<sub>{legend.strip()}</sub>\n"
+    return table(["algorithm", *header, "steps/s"], rows) + f"\n<sub>{legend}</sub>\n"
 
 
 def matrix_cell(cell: Cell, comparison: Comparison | None, metric: str, total: int) -> str:
@@ -220,13 +226,16 @@ def compared(a: str, b: str, found: list[Cell]) -> str:
 
     Raises InputError if one of them, or a task that they share, is missing.
     """
-    ours = {(cell.env_id, cell.name): cell for cell in longest(found) if cell.seeds}
     for name in (a, b):
         if name not in (names := sorted({cell.name for cell in found})):
             raise InputError(f"--compare {name} is not in the results: choose from {', '.join(names)}")
+    pairs: dict[str, tuple] = {}  # per task the longest, of equal length if there are such
+    for x, y in itertools.product(*([cell for cell in found if cell.name == name and cell.seeds] for name in (a, b))):
+        key = (x.total == y.total, min(x.total, y.total))
+        if x.env_id == y.env_id and key > pairs.get(x.env_id, ((False, 0),))[0]:
+            pairs[x.env_id] = (key, x, y)
     rows = []
-    for task in sorted({task for task, _ in ours if (task, a) in ours and (task, b) in ours}):
-        x, y = ours[task, a], ours[task, b]
+    for task, (_, x, y) in pairs.items():
         end = min(x.total, y.total)
         for metric in [metric for metric in METRICS if x.has(metric) and y.has(metric)]:
             for step in [*(step for step in (100_000, 300_000, 500_000) if step < 0.9 * end), end]:

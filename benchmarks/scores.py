@@ -94,8 +94,8 @@ def welch(ours: np.ndarray, mean: float, sd: float | None, n: int | None) -> Dif
 
 
 def number(value: float) -> str:
-    """A score for people: 10574, 96.2, -3.87."""
-    return f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2}f}"
+    """A score for people: 10574, 512, 96.2, -3.87."""
+    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
 
 
 # ======================================================================================================================

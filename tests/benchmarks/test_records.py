@@ -66,7 +66,7 @@ def test_a_csv_of_another_program(tmp_path):
         with pytest.raises(records.InputError, match=message):
             records.read([path])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(records.InputError, match="neither run folders nor results.csv"):
+    with pytest.raises(records.InputError, match=r"neither run folders nor results\.csv"):
         records.read([tmp_path / "empty"])
 
 

@@ -50,7 +50,7 @@ def test_welch_by_hand():
             10.0,
             None,
             None,
-            "not separable (n = 3 | ?): +101.0 [96.7, 105.3], not tested: no spread over",
+            "not separable (n = 3 | ?): +101 [96.7, 105], not tested: no spread over",
         ),
     ],
 )
