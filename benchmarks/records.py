@@ -242,13 +242,14 @@ def run_id(run: pd.Series | dict[str, Any]) -> str:
 def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(evaluations [COLUMNS], runs [RUN_COLUMNS and `stale`]) of run folders, folders of them, and csv files.
 
-    Of runs that are the same but for their age, the one named last counts. Raises InputError if there is none.
+    A folder with results.csv stands for that file. Of copies of a run the last one that has ended counts, else the last
+    one. Raises InputError if there is none.
     """
     found_rows, found_runs = [], []
     for path in map(Path, paths):
-        found = sorted({file.parent for file in path.rglob("config.json")}
-                       | {file.parent.parent for file in path.rglob("harness/status.json")})  # fmt: skip
         files = [path] if path.is_file() else [file for file in [path / "results.csv"] if file.exists()]
+        found = {file.parent for file in path.rglob("config.json")}
+        found = sorted(found | {file.parent.parent for file in path.rglob("harness/status.json")}) if not files else []
         if not found and not files:
             raise InputError(f"--results {path} holds neither run folders nor results.csv: run something or correct it")
         for file in files:
@@ -262,8 +263,9 @@ def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
             rows = rows.assign(**{name: run[name] for name in COLUMNS[:5]})
             found_rows.append(rows)
             found_runs.append(pd.DataFrame([run]))
-    # of the same run, the last copy counts
-    runs = pd.concat([made.assign(part=k) for k, made in enumerate(found_runs)]).drop_duplicates("run", keep="last")
+    runs = pd.concat([made.assign(part=k) for k, made in enumerate(found_runs)])
+    runs = runs.assign(ended=runs["state"].str.match("done|failed")).sort_values(["ended", "part"], kind="stable")
+    runs = runs.drop_duplicates("run", keep="last")
     evaluations = pd.concat([rows.assign(part=k) for k, rows in enumerate(found_rows) if len(rows)] or found_rows)
     evaluations = evaluations.reindex(columns=[*COLUMNS, "part"]).merge(runs[["run", "part"]])
     runs = runs.fillna({name: "" for name in RUN_COLUMNS if name not in NUMBERS})[RUN_COLUMNS]

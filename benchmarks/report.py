@@ -30,6 +30,7 @@ from scores import AGGREGATES, LEAST_BOOTSTRAP, SAME_STEP, Cell, aggregates, boo
 from scores import number, t_interval, welch  # isort: skip
 
 FEW_SEEDS = 3  # a cell with fewer is printed small
+VERDICT = "verdict: difference [95 % interval]"
 LOST = 0.25  # share of what was learned that is gone at the end
 
 # ======================================================================================================================
@@ -163,7 +164,7 @@ def result_rows(found: list[Cell], published: list[Published]) -> tuple[pd.DataF
                 "best over training": best_text(cell, metric, published),
                 "claims": "; ".join(published_text(x, cell.total) for x in claims if x.metric == metric),
                 "reference": published_text(comparison.row, cell.total) if comparison else "",
-                "verdict: difference [95 % interval]": comparison.verdict if comparison else "",
+                VERDICT: comparison.verdict if comparison else "",
                 "notes": ", ".join(notes.setdefault(note, f"n{len(notes) + 1}") for note in comparison.notes)
                     if comparison else "",
             })  # fmt: skip
@@ -278,7 +279,8 @@ class Options:
     """Which results to compare, and where to write the report."""
 
     results: tuple[Path, ...]
-    """Run folders, folders of them, folders with results.csv, csv files; of the same run, the last named counts."""
+    """Run folders, folders of them, folders with results.csv, csv files. Of copies of a run, the last named that has
+    ended counts."""
     compare: tuple[str, str] | None = None
     """Two algorithms, by their names in the tables, to set beside each other at the same tasks and steps."""
     output: Path | None = None
@@ -358,7 +360,7 @@ def report(options: Options) -> None:
         parts = [f"## {TITLES[name]}\n\n{made[name]}" for name in TITLES if made.get(name)]
         parts += [f"![{path.stem}]({path.name})\n" for path in pictures]
         write_atomically(output / "report.md", "# Report\n\n" + "\n".join(parts))
-    columns = ["task", "algorithm", "of", "steps", "seeds", "mean [95 % t interval]", "reference", rows.columns[-2]]
+    columns = ["task", "algorithm", "of", "steps", "seeds", "mean [95 % t interval]", "reference", VERDICT]
     shown = Table(*[name for name in columns if name in rows], show_lines=True, padding=(0, 0))
     for row in rows[[name for name in columns if name in rows]].to_numpy():
         shown.add_row(*(text.replace("[", "\\[") for text in row))

@@ -114,6 +114,9 @@ def test_export_merges_and_later_results_replace_earlier_ones(tmp_path):
     finals(tmp_path / "first", 100.0, 110.0)
     make_run(tmp_path / "first", seed=9, state="failed", exit_code=1, evaluations={0: [1.0]})
     make_run(tmp_path / "second", seed=2, evaluations={0: [0.0], 1000: [500.0]})
+    make_run(
+        tmp_path / "second", seed=1, state="stopped", evaluations={0: [7.0]}
+    )  # which must not replace a finished one
     make_run(tmp_path / "second", seed=2, total=2000, label="td3-long", evaluations={0: [0.0], 2000: [7.0]})
     first, second = (records.read([tmp_path / name]) for name in ("first", "second"))
     records.export(*first, tmp_path / "kept")
@@ -122,7 +125,7 @@ def test_export_merges_and_later_results_replace_earlier_ones(tmp_path):
         assert frames[1]["state"].tolist() == ["done", "done", "failed: exit 1"]
     pd.testing.assert_frame_equal(first[0], records.read([tmp_path / "kept"])[0], check_dtype=False)
     evaluations, runs = records.read([tmp_path / "kept", tmp_path / "second"])
-    assert len(runs) == 4 and len(second[1]) == 2
+    assert len(runs) == 4 and len(second[1]) == 3
     last = evaluations[evaluations["algorithm"] == "td3"].groupby("seed")["return"].last()
     assert last.to_dict() == {1: 100, 2: 500, 9: 1}
 

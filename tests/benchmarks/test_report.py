@@ -88,7 +88,7 @@ def test_an_unknown_algorithm_stands_beside_ours(tmp_path, command):
         code, out, _ = command(*words, "--output", tmp_path / "out")
     assert code == 0 and "25.0" in out
     text = (tmp_path / "out" / "report.md").read_text()
-    difference = r"\+85\.0 \[\d+\.\d, \d+\.\d\]"  # 110 - 25
+    difference = r"\+85\.0 \[[\d.]+, [\d.]+\]"  # 110 - 25
     assert re.search(
         r"HalfCheetah-v5 \| return \| 1k \| 110 .* \| 25\.0 .* \| higher \(n = 3 \\\| 3\): " + difference, text
     )
@@ -98,6 +98,13 @@ def test_an_unknown_algorithm_stands_beside_ours(tmp_path, command):
     seen = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     command(*words, "--output", tmp_path / "again")
     assert seen == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}  # always the same bytes
+
+
+def test_results_without_a_finished_run_can_be_reported(tmp_path, command):
+    make_run(tmp_path, state="failed", exit_code=1, evaluations={}, stderr_tail="ValueError: boom")
+    code, out, _ = command("--results", tmp_path)
+    assert code == 0 and "failed: exit 1" in out
+    assert "| failed: exit 1 | ValueError: boom |" in (tmp_path / "report.md").read_text()
 
 
 def test_texts_between_markers_are_renewed_and_results_merged(tmp_path, command):
