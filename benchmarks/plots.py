@@ -61,7 +61,7 @@ def draw_curve(axes: Axes, cell: Cell, metric: str, colour: str) -> list[float]:
     """Mean over seeds, dashed for one, and its 95 % t interval; returns the values after the first evaluation."""
     curve = cell.curve(metric)
     mean, sd, n = curve.mean(axis=1), curve.std(axis=1), len(cell.seeds)
-    axes.plot(curve.index, mean, color=colour, linestyle="--" if n == 1 else "-")
+    axes.plot(curve.index, mean, color=colour, linestyle="--" if n == 1 else "-", marker="." if len(curve) < 3 else "")
     if n > 1:
         bounds = [t_interval(m, s, n) or (m, m) for m, s in zip(mean, sd, strict=True)]
         axes.fill_between(curve.index, *np.array(bounds).T, color=colour, alpha=0.1, linewidth=0)

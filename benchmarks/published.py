@@ -155,7 +155,7 @@ class Comparison:
 
     row: Published
     ours: np.ndarray | None
-    """Our values at the published step [seeds]; None if the runs are shorter."""
+    """Our values at the published step [seeds]; None if they were not evaluated near it."""
     difference: Difference | None
     verdict: str
     notes: list[str]
@@ -167,7 +167,9 @@ def compare(cell: Cell, row: Published) -> Comparison:
     values, difference = cell.at(row.step, row.metric), None
     effect, change = version_effect(cell.env_id, row.env_id)
     if values is None:
-        verdict = f"published at {count(row.step)}, ours are shorter" if row.step > cell.total else "none of ours"
+        verdict = (
+            f"published at {count(row.step)}, ours are shorter" if row.step > cell.total else "ours not evaluated there"
+        )
     elif effect == "not comparable" or differing(cell, row):
         verdict = f"not like with like: {differing(cell, row) or change}"
     else:

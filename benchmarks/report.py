@@ -114,18 +114,21 @@ def matrix(found: list[Cell], published: list[Published]) -> str:
         row = [name]
         for task in tasks:
             cell = best.get((name, task))
-            comparison = reference(cell, published, metric[task]) if cell and cell.seeds else None
+            comparison = None
+            if cell and cell.seeds:
+                claims = [row for row in select(published, "headline", cell) if row.metric == metric[task]]
+                comparison = reference(cell, published, metric[task]) or next((compare(cell, x) for x in claims), None)
             row.append(matrix_cell(cell, comparison, metric[task], totals[task]) if cell else "")
             verdicts += [comparison.difference.verdict] if comparison and comparison.difference else []
         rows.append([*row, measured.get(name, "")])
     header = [f"{task}<br>{count(totals[task])}{', success' * (metric[task] == 'success')}" for task in tasks]
     runs, stale = sum(len(cell.runs) for cell in found), sum(int(cell.runs["stale"].sum()) for cell in found)
+    separable = sum(verdict != "not separable" for verdict in verdicts)
     legend = (
         "Mean over seeds of the last evaluation / published reference, at the steps on top unless others are named. "
-        "**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than "
-        f"{FEW_SEEDS} seeds. In parentheses: not judged, since of another version of the task, other settings or "
-        f"more steps. {sum(verdict != 'not separable' for verdict in verdicts)} of {len(verdicts)} comparisons are "
-        f"separable; one in twenty would be by chance. {meaning}"
+        f"**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than {FEW_SEEDS} seeds. In "
+        "parentheses: not judged, since of another version of the task, with other settings or of more or unstated steps. "
+        f"{separable} of {len(verdicts)} comparisons are separable; one in twenty would be by chance. {meaning}"
         + f" {stale} of {runs} runs are of earlier code."
         * bool(stale)
     )
@@ -241,6 +244,8 @@ def compared(a: str, b: str, found: list[Cell]) -> str:
         for metric in [metric for metric in METRICS if x.has(metric) and y.has(metric)]:
             for step in [*(step for step in (100_000, 300_000, 500_000) if step < 0.9 * end), end]:
                 left, right = x.at(step, metric), y.at(step, metric)
+                if left is None or right is None:
+                    continue
                 sd = float(right.std(ddof=1)) if len(right) > 1 else None
                 difference = welch(left, right.mean(), sd, len(right))
                 rows.append(

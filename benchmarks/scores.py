@@ -23,6 +23,7 @@ from records import CELL, FIRST_TUNING_SEED, OURS
 from rliable import library, metrics
 
 SAME_STEP = 0.025  # relative: on-policy evaluations fall on the ends of rollouts, near the round numbers
+LONGEST_GAP = 0.1025  # of a run: between evaluations further apart nothing is interpolated
 LEAST_BOOTSTRAP = 10
 RESAMPLES = 2_000
 Interval = tuple[float, float]
@@ -147,17 +148,22 @@ class Cell:
         return self.evaluations.groupby("seed")[metric].last().to_numpy()
 
     def at(self, step: float, metric: str) -> np.ndarray | None:
-        """Values at a step [seeds]: of the nearest evaluation within 2.5 %, else interpolated; None beyond the run."""
+        """Values at a step [seeds]: of the nearest evaluation within 2.5 %, else interpolated.
+
+        None beyond the run, and between evaluations further apart than a tenth of it.
+        """
         if not self.has(metric) or not step <= (1 + SAME_STEP) * self.total:
             return None
         values = []
         for _, rows in self.evaluations.groupby("seed"):
             steps, scores = rows["step"].to_numpy(), rows[metric].to_numpy()
-            nearest = np.abs(steps - step).argmin()
-            if step < steps[0] and abs(steps[nearest] - step) > SAME_STEP * step:
+            nearest, after = np.abs(steps - step).argmin(), int(np.searchsorted(steps, step))
+            if abs(steps[nearest] - step) <= SAME_STEP * step:
+                values.append(scores[nearest])
+            elif 0 < after < len(steps) and steps[after] - steps[after - 1] <= LONGEST_GAP * self.total:
+                values.append(np.interp(step, steps, scores))
+            else:
                 return None
-            near = abs(steps[nearest] - step) <= SAME_STEP * step
-            values.append(scores[nearest] if near else np.interp(step, steps, scores))
         return np.array(values)
 
     def best(self, metric: str) -> tuple[float, int]:

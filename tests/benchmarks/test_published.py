@@ -6,7 +6,7 @@ import numpy as np
 import published
 import pytest
 import records
-from fake_runs import finals, published_row
+from fake_runs import cells_of, finals, make_run, published_row
 
 FIGURES = published.load_published()
 RETURNS = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac")
@@ -23,11 +23,14 @@ def test_deviations_are_those_of_a_sample():
 
 
 def test_ours_are_compared_at_the_published_step(tmp_path):
-    cell = finals(tmp_path, 100.0, 110.0, 120.0, total=300_000)  # from 0, evaluated at the end only
+    for seed, final in enumerate((100.0, 110.0, 120.0), 1):
+        evaluations = {90_000: [final / 10], 110_000: [final / 5], 300_000: [final]}
+        make_run(tmp_path, seed=seed, total=300_000, evaluations=evaluations)
+    (cell,) = cells_of(tmp_path)
     rows = [published_row(mean, step=step, sd=1) for mean, step in ((3, 100_000), (1, 294_912), (9, 1_000_000))]
     made = published.reference(cell, rows, "return")
     assert (made.row.step, made.ours.tolist(), made.difference.verdict) == (294_912, [100, 110, 120], "higher")
-    assert published.compare(cell, rows[0]).ours == pytest.approx([100 / 3, 110 / 3, 40])
+    assert published.compare(cell, rows[0]).ours == pytest.approx([15, 16.5, 18])  # between evaluations
     made = published.reference(cell, rows[2:], "return")
     assert (made.difference, made.verdict) == (None, "published at 1M, ours are shorter")
     assert published.reference(cell, rows, "success") is None

@@ -41,13 +41,14 @@ def test_the_matrix_tells_what_is_separable(tmp_path):
         published_row(50.0, sd=5), published_row(500.0, sd=5, algorithm="sac"),
         published_row(105.0, sd=50, algorithm="ddpg"), published_row(50.0, sd=5, algorithm="ppo"),
         published_row(5.0, "Ant-v4", sd=5, algorithm="a2c"),
+        published_row(9.0, kind="headline", algorithm="dqn", step=float("nan")),
     ]  # fmt: skip
     text = report.matrix(cells_of(tmp_path), rows)
     cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:3] for row in text.splitlines()[2:] if row[:1] == "|"}
     assert text.startswith("| algorithm | Ant-v5<br>1k | HalfCheetah-v5<br>1k | steps/s |")
     assert cells == {
         "td3": ["", "**110 / 50.0**"], "sac": ["", "▾ 110 / 500"], "ddpg": ["", "110 / 105"],
-        "ppo": ["", "<sub>**105 / 50.0**</sub>"], "a2c": ["111 / (5.00)", ""], "dqn": ["", "8.00 / –"],
+        "ppo": ["", "<sub>**105 / 50.0**</sub>"], "a2c": ["111 / (5.00)", ""], "dqn": ["", "8.00 / (9.00)"],
         "trpo": ["", "failed"],
     }  # fmt: skip
     assert "3 of 4 comparisons are separable" in text and "earlier code" not in text
@@ -75,7 +76,7 @@ def test_results_tell_what_was_lost_what_failed_and_how_it_compares(tmp_path):
     versions, protocol = notes
     assert row["notes"] == "n1, n2" and protocol == "source, td3: sampled" and "healthy_reward" in versions
     assert "| 3 | failed: exit 1 | a\\|b |" in report.troubles(cells_of(tmp_path), 0)
-    assert "| 500 |" in report.points(cells_of(tmp_path), rows)
+    assert "| 1k |" in report.points(cells_of(tmp_path), rows)
 
 
 def test_an_unknown_algorithm_stands_beside_ours(tmp_path, command):

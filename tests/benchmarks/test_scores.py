@@ -89,11 +89,13 @@ def test_values_at_a_step_and_curves(tmp_path):
     make_run(tmp_path, seed=2, evaluations={0: [2.0], 510: [20.0], 1010: [50.0]})  # ends of batches
     (cell,) = cells_of(tmp_path)
     assert cell.at(500, "return").tolist() == [10, 20]  # within 2.5 %
-    assert cell.at(755, "return") == pytest.approx([20.2, 20 + 30 * 245 / 500])  # between evaluations
+    assert cell.at(755, "return") is None  # too far from both
     assert cell.at(1020, "return").tolist() == [30, 50] and cell.at(1030, "return") is None
     assert cell.at(float("nan"), "return") is None and cell.at(500, "success") is None
     assert cell.curve("return").index.tolist() == [0, 500, 1000]
     assert cell.curve("return").loc[500].tolist() == pytest.approx([10, 2 + 18 * 500 / 510])
+    make_run(tmp_path / "often", seed=3, evaluations={0: [0.0], 900: [1.0], 1000: [3.0]})
+    assert cells_of(tmp_path / "often")[0].at(950, "return").tolist() == [2]  # between evaluations
     assert cell.best("return")[1] == 1000 and cell.last_ten("return") == pytest.approx((40 / 3 + 72 / 3) / 2)
 
 
