@@ -126,11 +126,10 @@ def matrix(found: list[Cell], published: list[Published]) -> str:
     separable = sum(verdict != "not separable" for verdict in verdicts)
     legend = (
         "Mean over seeds of the last evaluation / published reference, at the steps on top unless others are named. "
-        f"**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than {FEW_SEEDS} seeds. In "
-        "parentheses: not judged, since of another version of the task, other settings, or more or unstated steps. "
-        f"{separable} of {len(verdicts)} comparisons are separable; one in twenty would be by chance. "
-        f"{meaning}" + f" {stale} of {runs} runs are of earlier code." * bool(stale)
-    )
+        f"**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than {FEW_SEEDS} seeds. "
+        "In parentheses: not judged, being of another version of the task, other settings, more or unstated steps. "
+        f"{separable} of {len(verdicts)} comparisons are separable; one in twenty would be by chance. {meaning}"
+    ) + f" {stale} of {runs} runs are of earlier code." * bool(stale)
     return table(["algorithm", *header, "steps/s"], rows) + f"\n<sub>{legend}</sub>\n"
 
 

@@ -29,11 +29,17 @@ RESAMPLES = 2_000
 Interval = tuple[float, float]
 
 
+@functools.cache
+def t_quantile(freedom: float) -> float:
+    """97.5 % quantile of Student's t with so many degrees of freedom."""
+    return float(scipy.stats.t.ppf(0.975, freedom))
+
+
 def t_interval(mean: float, sd: float | None, n: int) -> Interval | None:
     """95 % interval of the mean of n scores from their standard deviation; None without deviation or spread."""
     if not sd or n < 2:
         return None
-    half = scipy.stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
+    half = t_quantile(n - 1) * sd / np.sqrt(n)
     return mean - half, mean + half
 
 
@@ -90,7 +96,7 @@ def welch(ours: np.ndarray, mean: float, sd: float | None, n: int | None) -> Dif
     if sum(errors) == 0:
         return Difference(value, None, seeds, sd is not None)
     df = sum(errors) ** 2 / sum(error**2 / f for error, f in zip(errors, freedom, strict=True))
-    half = scipy.stats.t.ppf(0.975, df) * np.sqrt(sum(errors))
+    half = t_quantile(df) * np.sqrt(sum(errors))
     return Difference(value, (value - half, value + half), seeds, sd is not None)
 
 
@@ -250,5 +256,5 @@ def aggregates(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     errors = scores.var(0, ddof=1) / seeds / tasks**2
     if errors.sum() > 0:
         df = errors.sum() ** 2 * (seeds - 1) / (errors**2).sum()
-        bounds[:, 1] = points[1] + np.array([-1, 1]) * scipy.stats.t.ppf(0.975, df) * np.sqrt(errors.sum())
+        bounds[:, 1] = points[1] + np.array([-1, 1]) * t_quantile(df) * np.sqrt(errors.sum())
     return points, bounds
