@@ -24,10 +24,10 @@ setup: $(VENV)/installed  ## Create .venv and install the pinned requirements
 quickstart: setup  ## Train on small tasks (minutes) and compare with published returns
 	@$(BIN)/python benchmarks/run.py --suite quick --seeds 2 --jobs $(JOBS); status=$$?; \
 		test $$status -gt 1 && exit $$status; \
-		$(BIN)/python benchmarks/report.py --results runs --suite quick && exit $$status
+		$(BIN)/python benchmarks/report.py --results runs/quick && exit $$status
 
 report: setup  ## All tables and pictures of the committed results, README's tables included
-	@$(BIN)/python benchmarks/report.py --results benchmarks/results --readme README.md
+	@$(BIN)/python benchmarks/report.py --results benchmarks/results --into README.md benchmarks/results/README.md
 
 test: setup  ## All tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal

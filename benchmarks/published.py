@@ -1,64 +1,94 @@
-"""Published returns, and how ours compare with them.
+"""Published returns (published.csv): what a result of ours is compared with, and what tells the two apart.
 
-published.csv holds one figure per row, each with environment version, seeds, protocol and source. Its kinds:
+published.csv has the columns of results.csv: means over seeds, with spread, number of seeds and source. Its kinds:
 
-    reference  of the figures found that were evaluated at env_steps or in the ten evaluations before, with at least 8
+    reference  of the figures found that were evaluated at `step` or in the ten evaluations before, with at least 8
                seeds (HER: 1), the one with the highest mean (Ant and Humanoid: v4 before older versions)
-    headline   the best claim, often a maximum over training
+    headline   the best claim, often a maximum over training; for HER without a stated number of steps
+    single     one agent, tuned for its task, of RL Baselines3 Zoo: the headline of peers' runs
     v5         what else is known of version v5: small repositories with few seeds
     random     random actions
 """
 
 from __future__ import annotations
 
-import csv
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import scipy.stats
-from records import SAME_STEP, count
-from scores import CONFIDENCE, Interval, Result, nearest
+import pandas as pd
+from records import count, script_of, today
+from scores import SAME_STEP, Cell, Difference, Interval, t_interval, welch
 
 PUBLISHED = Path(__file__).parent / "published.csv"
+SAMPLED = ("std over seeds", "95%")  # what `spread_kind` begins with where a test can be made
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of published.csv; env_steps is 0 for random actions."""
+    """A row of published.csv; step is 0 for random actions and nan where the source does not tell."""
 
     kind: str
+    source: str
     algorithm: str
-    task: str
-    env_version: str
-    env_steps: int
+    env_id: str
+    step: float
     metric: str
+    """return or success"""
     mean: float
     spread: str
-    """Standard deviation over seeds, or "low|high", the 95 % interval of the mean; "" if none is published."""
+    """Standard deviation, or "low|high", the 95 % interval of the mean; "" if none is published."""
     spread_kind: str
-    seeds: str
+    seeds: int | None
+    settings: dict[str, Any]
+    """Settings of ours that make it like the published one (a list: any of these); where they differ, no verdict."""
     protocol: str
     caveat: str
     """What else tells it from ours, of which the protocol is a deterministic evaluation at that step; "" if nothing."""
-    source: str
     source_location: str
 
     @property
-    def interval(self) -> Interval:
-        """95 % interval of the mean over seeds, from Student's t; only the mean where no spread is published.
+    def sd(self) -> float | None:
+        """Standard deviation over seeds, with division by n - 1; None where it is not known.
 
-        Standard deviations are taken as the sources compute them, with division by the number of seeds.
+        Sources divide by n (as far as can be told, see the notes in published.csv). A 95 % bootstrap interval of the
+        mean is 2 * 1.96 standard deviations (with division by n) over sqrt(n) wide.
         """
-        if not self.spread:
-            return self.mean, self.mean
+        if not self.spread_kind.startswith(SAMPLED) or not self.seeds or self.seeds < 2:
+            return None
         if "|" in self.spread:
             low, high = map(float, self.spread.split("|"))
-            return low, high
-        freedom = int(self.seeds) - 1
-        half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * float(self.spread) / np.sqrt(freedom)
-        return self.mean - half, self.mean + half
+            return (high - low) / (2 * 1.96) * self.seeds / np.sqrt(self.seeds - 1)
+        return float(self.spread) * np.sqrt(self.seeds / (self.seeds - 1))
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % t interval of the mean over seeds; None where the deviation is not known or 0."""
+        return t_interval(self.mean, self.sd, self.seeds)
+
+
+def load_published(path: Path = PUBLISHED) -> list[Published]:
+    """The published figures, in the order of the file."""
+    rows = pd.read_csv(path, keep_default_na=False, na_values={"step": "", "return": "", "success": "", "seeds": ""})
+    made = []
+    for row in rows.to_dict("records"):
+        value, success = row.pop("return"), row.pop("success")
+        row |= {"metric": "success", "mean": success} if np.isnan(value) else {"metric": "return", "mean": value}
+        row["seeds"] = None if np.isnan(row["seeds"]) else int(row["seeds"])
+        row["settings"] = json.loads(row["settings"] or "{}")
+        made.append(Published(**row))
+    return made
+
+
+# ======================================================================================================================
+# 1 Versions of environments
+# ======================================================================================================================
+
+EFFECTS = ("roughly", "caveat", "not comparable")  # of a change between versions on returns, mildest first
+CHANGES = pd.read_csv(Path(__file__).parent / "versions.csv")
 
 
 def split_env_id(env_id: str) -> tuple[str, str]:
@@ -67,173 +97,107 @@ def split_env_id(env_id: str) -> tuple[str, str]:
     return (task, version) if re.fullmatch(r"v\d+", version) else (env_id.split(":")[-1], "")
 
 
-def load_published(path: Path = PUBLISHED) -> list[Published]:
-    """The published figures, in the order of the file."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Published(**row | {"env_steps": int(row["env_steps"]), "mean": float(row["mean"])})
-            for row in csv.DictReader(file)
-        ]
+def version_effect(ours: str, theirs: str) -> tuple[str | None, str]:
+    """Effect (one of EFFECTS, None if there is none) of two versions of an environment differing, and what changed.
 
-
-def number(value: float) -> str:
-    """A score for people: 10574, 96.2, -3.87."""
-    return f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2}f}"
-
-
-# ======================================================================================================================
-# Comparison
-# ======================================================================================================================
-
-EFFECTS = ("roughly", "caveat", "not comparable")  # of a change between versions on returns, mildest first
-NEW_PHYSICS = (2, "roughly", "v2 moved to mujoco-py >= 1.50")
-HEALTHY = "v5 gives healthy_reward only while healthy"
-FETCH = (
-    (2, "roughly", "v2 moved to the mujoco bindings"),
-    (3, "roughly", "v3 resets the simulator's internal state"),
-    (4, "roughly", "v4 corrects the initial state after a reset"),
-)
-CHANGES = {  # task -> (version that brought the change, effect on a comparison across it, what changed)
-    "HalfCheetah": (NEW_PHYSICS,),
-    "Swimmer": (NEW_PHYSICS,),
-    "Hopper": (NEW_PHYSICS, (5, "roughly", HEALTHY)),
-    "InvertedPendulum": (NEW_PHYSICS, (5, "roughly", HEALTHY)),
-    "InvertedDoublePendulum": (
-        NEW_PHYSICS,
-        (5, "roughly", HEALTHY + " and drops constant zeros from the observation"),
-    ),
-    "Reacher": (
-        NEW_PHYSICS,
-        (5, "roughly", "v5 computes the reward after the physics step and drops a constant zero from the observation"),
-    ),
-    "Walker2d": (
-        NEW_PHYSICS,
-        (5, "caveat", "v5 gives both feet friction 1.9 (right foot 0.9 before) and " + HEALTHY[3:]),
-    ),
-    "Ant": (
-        NEW_PHYSICS,
-        (4, "not comparable", "v4 drops the contact forces from the observation and the reward"),
-        (5, "not comparable", "v5 observes contact forces, always charges contact_cost, and " + HEALTHY[3:]),
-    ),
-    "Humanoid": (
-        NEW_PHYSICS,
-        (4, "not comparable", "v4 drops contact_cost"),
-        (5, "not comparable", "v5 restores contact_cost, drops constant zeros, and " + HEALTHY[3:]),
-    ),
-    "FetchReach": FETCH,
-    "FetchPush": FETCH,
-    "FetchSlide": FETCH,
-    "FetchPickAndPlace": FETCH,
-}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Our result beside the published ones; any part may be missing (None).
-
-    difference: our mean minus the reference. verdict: "above" or "below" when our 95 % interval of the mean lies wholly
-    above or below the reference's, else "within"; followed by "(roughly)" or "(caveat)" where `note` says what changed
-    between the versions, and by "(protocol)" where the reference has a caveat; or the reason why there is no verdict.
-    """
-
-    reference: Published | None
-    headline: Published | None
-    difference: float | None
-    verdict: str
-    note: str | None
-
-
-def version_effect(task: str, ours: str, published: str) -> tuple[str | None, str | None]:
-    """Effect (one of EFFECTS, None if there is none) of two environment versions differing, and what changed.
-
-    The changes in CHANGES are those of the "Version History" in the docstrings of gymnasium/envs/mujoco/*_v5.py, and of
+    versions.csv holds the changes from the "Version History" in the docstrings of gymnasium/envs/mujoco/*_v5.py, and of
     Gymnasium-Robotics for the Fetch tasks (issues 207 and 251 for v3 and v4); both are also on the environments' pages.
     Changes of the info dictionary, of arguments and of defaults that stay the same are not listed; neither is v3, which
     adds arguments only, nor v4's move to the mujoco bindings, across which Gymnasium calls returns comparable.
     A task without entry counts as comparable at equal versions only.
     """
-    if ours == published:
-        return None, None
-    if task not in CHANGES or not ours or not published:
-        return "not comparable", f"{task}: nothing is known about {published or 'its version'} against {ours or 'ours'}"
-    low, high = sorted((int(ours[1:]), int(published[1:])))
-    crossed = [(EFFECTS.index(effect), what) for version, effect, what in CHANGES[task] if low < version <= high]
-    if not crossed:
-        return None, None
-    worst = max(effect for effect, _ in crossed)
-    changes = "; ".join(what for effect, what in crossed if effect == worst)
-    return EFFECTS[worst], f"{task} {ours} against {published}: {changes}"
+    (task, version), (_, other) = split_env_id(ours), split_env_id(theirs)
+    if version == other:
+        return None, ""
+    changes = CHANGES[CHANGES["task"] == task]
+    if changes.empty or not version or not other:
+        return "not comparable", f"{task}: nothing is known about {other or 'its version'} against {version or 'ours'}"
+    low, high = sorted((int(version[1:]), int(other[1:])))
+    crossed = changes[(low < changes["version"]) & (changes["version"] <= high)]
+    if crossed.empty:
+        return None, ""
+    worst = max(crossed["effect"], key=EFFECTS.index)
+    return worst, f"{task} {version} against {other}: {'; '.join(crossed[crossed['effect'] == worst]['change'])}"
 
 
-def can_compare(env_id: str, row: Published) -> bool:
-    """Whether returns on the environment mean the same as those of the published figure, perhaps roughly."""
-    return version_effect(*split_env_id(env_id), row.env_version)[0] != "not comparable"
+# ======================================================================================================================
+# 2 Like with like
+# ======================================================================================================================
 
 
-def choose(rows: list[Published], steps: int | None) -> Published | None:
-    """The row nearest to `steps`, or that with the most steps if `steps` is unknown; None if there are no rows."""
-    if steps is None:
-        return max(rows, key=lambda row: row.env_steps, default=None)
-    return min(rows, key=lambda row: abs(row.env_steps - steps), default=None)
+def differing(cell: Cell, row: Published) -> str:
+    """The settings in which ours differs from the published one: "gamma 0.9999, there 0.99"; "" if in none."""
+    settings = today(script_of(cell.algorithm))[2] | cell.settings
+    wanted = {name: value if isinstance(value, list) else [value] for name, value in row.settings.items()}
+    unlike = [name for name, values in wanted.items() if settings.get(name) not in values]
+    return ", ".join(f"{name} {settings.get(name)}, there {' or '.join(map(str, wanted[name]))}" for name in unlike)
 
 
-def select(published: list[Published], kind: str, result: Result) -> list[Published]:
-    """The published rows of a kind for a result's algorithm and task; a variant of an algorithm has none."""
-    wanted = (kind, result.label, split_env_id(result.env_id)[0])
-    return [row for row in published if (row.kind, row.algorithm, row.task) == wanted]
+def select(published: list[Published], kind: str, cell: Cell) -> list[Published]:
+    """The published rows of a kind for a result's algorithm and task, by step.
+
+    Rows made with our settings come before others. A variant ("reinforce-mean") only has those that ask for its very
+    settings; Stable-Baselines3's ("sb3-ppo") only those of RL Zoo, as reference.
+    """
+    algorithm = cell.algorithm
+    if algorithm.startswith("sb3-"):
+        algorithm, kind = algorithm.removeprefix("sb3-"), "single" if kind == "reference" else ""
+    base, _, variant = algorithm.partition("-")
+    task = split_env_id(cell.env_id)[0]
+    rows = [r for r in published if (r.kind, r.algorithm, split_env_id(r.env_id)[0]) == (kind, base, task)]
+    alike = [row for row in rows if not differing(cell, row) and (row.settings or not variant)]
+    return sorted(alike or ([] if variant else rows), key=lambda row: row.step)
 
 
-def compare(result: Result, published: list[Published]) -> Comparison:
-    """Our result at its number of steps beside the published reference and headline."""
-    reference = choose(select(published, "reference", result), result.total)
-    headline = choose(select(published, "headline", result), result.total)
+@dataclass(frozen=True)
+class Comparison:
+    """A result beside a published figure, at its step. `difference` is None where they are unlike: see `verdict`."""
 
-    def undecided(reason: str, difference: float | None = None, note: str | None = None) -> Comparison:
-        return Comparison(reference, headline, difference, reason, note)
+    row: Published
+    ours: np.ndarray | None
+    """Our values at the published step [seeds]; None if they were not evaluated near it."""
+    difference: Difference | None
+    verdict: str
+    notes: list[str]
+    """What else tells the two apart."""
 
-    if reference is None:
-        return undecided("no published figure")
-    ours = result.estimates.get(reference.metric)
-    if ours is None:
-        return undecided("no finished run" if not result.scored else f"no {reference.metric} of ours")
-    effect, note = version_effect(*split_env_id(result.env_id), reference.env_version)
-    reasons = []
-    if nearest([reference.env_steps], result.total, SAME_STEP) is None:
-        reasons.append(
-            f"published at {count(reference.env_steps)}, ours at {count(result.total)}: not comparable at equal steps"
+
+def compare(cell: Cell, row: Published) -> Comparison:
+    """Our result at the step of a published figure beside it; judged where versions and settings are alike."""
+    values, difference = cell.at(row.step, row.metric), None
+    effect, change = version_effect(cell.env_id, row.env_id)
+    if values is None:
+        verdict = (
+            f"published at {count(row.step)}, ours are shorter" if row.step > cell.total else "ours not evaluated there"
         )
-    if effect == "not comparable":
-        reasons.append(f"not comparable: {note.partition(':')[0]}")
-    if reasons:
-        return undecided("; ".join(reasons), note=note)
-    difference = ours.mean - reference.mean
-    if not np.isfinite(difference):
-        return undecided("our mean is not finite", note=note)
-    if ours.mean_interval is None:
-        return undecided("1 seed, no interval", difference, note)
-    (low, high), (least, most) = ours.mean_interval, reference.interval
-    verdict = "above" if most < low else "below" if least > high else "within"
-    doubts = [effect] * bool(effect) + ["protocol"] * bool(reference.caveat)
-    return Comparison(reference, headline, difference, verdict + (f" ({', '.join(doubts)})" if doubts else ""), note)
+    elif effect == "not comparable" or differing(cell, row):
+        verdict = f"not like with like: {differing(cell, row) or change}"
+    else:
+        difference = welch(values, row.mean, row.sd, row.seeds)
+        verdict = str(difference)
+    notes = [change] * bool(effect and difference) + [f"{row.source}, {row.algorithm}: {row.caveat}"] * bool(row.caveat)
+    return Comparison(row, values, difference, verdict, notes)
 
 
-def anchors(
-    env_ids: set[str], published: list[Published], steps: int = 1_000_000
-) -> dict[str, tuple[Published, Published]]:
+def reference(cell: Cell, published: list[Published], metric: str) -> Comparison | None:
+    """The comparison with the reference of most steps among those that ours reach, else with the first beyond."""
+    rows = [row for row in select(published, "reference", cell) if row.metric == metric]
+    within = [row for row in rows if row.step <= (1 + SAME_STEP) * cell.total]
+    return compare(cell, (within or rows[::-1])[-1]) if rows else None
+
+
+def anchors(env_ids: set[str], published: list[Published]) -> dict[str, tuple[Published, Published]]:
     """Figures that count as 0 and 1 when scores are normalised: env_id -> (random actions, best published reference).
 
-    The best reference is the highest, over algorithms, that was evaluated at `steps`. Environments without both, or
-    whose version cannot be compared with the published one's, are left out.
+    The best reference is the highest, over algorithms, at 1M steps. Environments without both, or whose version cannot
+    be compared with the published one's, are left out.
     """
     found = {}
     for env_id in env_ids:
-        task = split_env_id(env_id)[0]
-        rows = [row for row in published if row.task == task and row.metric == "return" and can_compare(env_id, row)]
+        rows = [row for row in published if split_env_id(row.env_id)[0] == split_env_id(env_id)[0]
+                and row.metric == "return" and version_effect(env_id, row.env_id)[0] != "not comparable"]  # fmt: skip
         zeros = [row for row in rows if row.kind == "random"]
-        ones = [
-            row for row in rows
-            if row.kind == "reference" and nearest([row.env_steps], steps, SAME_STEP) is not None
-        ]  # fmt: skip
+        ones = [row for row in rows if row.kind == "reference" and abs(row.step - 1e6) <= 25_000]
         if zeros and ones:
             found[env_id] = zeros[0], max(ones, key=lambda row: row.mean)
     return found

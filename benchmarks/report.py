@@ -1,442 +1,388 @@
-"""Tables and pictures of a benchmark: our results beside the published ones.
+"""Tables and pictures of results: run folders and csv files beside each other and beside published returns.
 
-    python benchmarks/report.py --results DIR --suite NAME [--readme README.md]
+    python benchmarks/report.py --results runs                            # all runs below a folder
+    python benchmarks/report.py --results benchmarks/results mine.csv     # ours and your own algorithm
+    python benchmarks/report.py --results runs --compare ppo sb3-ppo      # two of them at equal tasks and steps
+    python benchmarks/report.py --results runs --export benchmarks/results
 
-reads the run folders DIR/NAME/ALGORITHM/ENV_ID/SEED/ and benchmarks/published.csv, and writes report.md and pictures to
-DIR/NAME. A seed's score is its mean return over the episodes of its last evaluation, at total_timesteps. The same runs
-always give the same bytes.
+The csv format is described in records.py, the statistics in scores.py. The same results always give the same bytes.
 """
 
 from __future__ import annotations
 
 import itertools
-import shlex
+import re
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import plots
 import tyro
-from plots import MILESTONES, NEAR_STEP
-from published import (
-    Comparison,
-    Published,
-    anchors,
-    can_compare,
-    compare,
-    load_published,
-    number,
-    select,
-    split_env_id,
-)
-from records import SAME_STEP, InputError, Run, count, load_runs, write_atomically
+from published import Comparison, Published, anchors, compare, load_published, reference, select
+from records import COMMITTED, FIRST_TUNING_SEED, METRICS, InputError, count, export, read, write_atomically
 from rich.console import Console
 from rich.table import Table
-from scores import (
-    AGGREGATES,
-    RESAMPLES,
-    Interval,
-    Result,
-    aggregates,
-    estimate_at,
-    improvement,
-    nearest,
-    normalised,
-    summarise,
-)
-from suites import REMARKS, SUITES, TRIALS, TUNING
+from scores import AGGREGATES, LEAST_BOOTSTRAP, SAME_STEP, Cell, aggregates, bootstrap, cells, longest, normalised
+
+from scores import number, t_interval, welch  # isort: skip
+
+FEW_SEEDS = 3  # a cell with fewer is printed small
+VERDICT = "verdict: difference [95 % interval]"
+LOST = 0.25  # share of what was learned that is gone at the end
 
 # ======================================================================================================================
 # 1 Cells
 # ======================================================================================================================
 
-SUMMARY = [
-    "task", "algorithm", "steps", "seeds", "ours: mean [95 % CI]", "ours: median [95 % CI]", "ours: IQM [95 % CI]",
-    "published reference", "published headline", "difference", "verdict",
-]  # fmt: skip
-EXPLANATION = f"""\
-Ours: a seed's score is its mean return over the episodes of its last evaluation with the deterministic policy, at the
-given step; mean, median and interquartile mean (IQM) over the seeds that finished. CI: 95 % stratified bootstrap
-({RESAMPLES} resamples, rliable); over few seeds it is too narrow, and over two or three it is the range of the seeds.
-Reference: of the figures found that were evaluated at that step (or in the ten evaluations before: see the notes),
-with 8 seeds or more (HER: 1), the one with the highest mean, ± its standard deviation over seeds; its source may
-differ from step to step. Headline: the best published claim, often a maximum over training. Difference: our mean
-minus the reference. Verdict: we are above or below when our CI lies wholly above or below the 95 % interval of the
-reference's mean (Student's t; without a published deviation the mean itself), else within. (roughly), (caveat): the
-versions differ; (protocol): the protocols do; the notes below the table say how. Stale: the algorithm's part of the
-script (comments and shared blocks aside) or the suite's settings have changed since the result was made."""
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table, "" without rows."""
+    lines = ["| " + " | ".join(str(x).replace("\n", " ").replace("|", "\\|") for x in row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *lines, ""]) if lines else ""
 
 
-def with_interval(value: float, bounds: Interval | None) -> str:
-    """A score and its interval: "9512 [9107, 9843]"."""
-    return number(value) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
+def interval_text(values: np.ndarray) -> str:
+    """Mean of scores and its t interval: "9512 [9107, 9917]"."""
+    bounds = t_interval(values.mean(), values.std(ddof=1), len(values)) if len(values) > 1 else None
+    return number(values.mean()) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
 
 
-def published_text(row: Published | None, ours: int | None, protocol: bool = True) -> str:
-    """A published figure with its step (where it is not ours), version, seeds and source; on request its protocol."""
-    if row is None:
-        return "-"
-    step = f" at {count(row.env_steps)}"
-    if ours is not None and nearest([row.env_steps], ours, SAME_STEP) is not None:
-        step = ""
-    details = f"{row.env_version}, {row.seeds or 'unknown'} seed{'' if row.seeds == '1' else 's'}, {row.source}"
-    if protocol:
-        details += f": {textwrap.shorten(row.protocol, 60, placeholder=' …')}"
-    mean = number(row.mean)
-    if "|" in row.spread:
-        mean = with_interval(row.mean, row.interval)
-    elif row.spread:
-        mean += f" ± {number(float(row.spread))}"
-    return f"{'success ' * (row.metric == 'success_rate')}{mean}{step} ({details})"
+def published_text(row: Published, steps: float) -> str:
+    """A published figure with its step (where it is not `steps`), version, seeds and source."""
+    parts = [number(float(part)) for part in filter(None, row.spread.split("|"))]
+    spread = f" [{', '.join(parts)}]" if len(parts) == 2 else "".join(f" ± {part}" for part in parts)
+    step = " at unstated steps" if np.isnan(row.step) else f" at {count(row.step)}"
+    step = "" if abs(row.step - steps) <= SAME_STEP * steps else step
+    seeds = "1 agent, over episodes" if row.kind == "single" else f"{row.seeds or '?'} seed{'s' * (row.seeds != 1)}"
+    return f"{number(row.mean)}{spread}{step} ({row.env_id.rpartition('-')[2]}, {seeds}, {row.source})"
 
 
-def seeds_text(result: Result) -> str:
-    """How many seeds count, and what became of the others: "2 of 3 seeds; seed 2 failed: exit 1"."""
-    troubles = [f"seed {run.seed} {trouble}" for run in result.runs if (trouble := run.trouble(result.total))]
-    runs, scored = len(result.runs), len(result.scored)
-    counted = f"{scored} of {runs} seeds" if troubles else f"{runs} seed{'' if runs == 1 else 's'}"
-    stale = [run.seed for run in result.scored if run.stale]
-    return "; ".join([counted, *troubles, *([f"stale: seed {', '.join(stale)}"] if stale else [])])
+def seeds_text(cell: Cell) -> str:
+    """How many seeds count, and what became of the others: "2 of 3; seed 2 failed: exit 1; stale"."""
+    others = [f"seed {run.seed} {run.state}" for run in cell.runs.itertuples() if run.state != "done"]
+    text = f"{len(cell.seeds)} of {len(cell.runs)}" if others else str(len(cell.seeds))
+    return "; ".join([text, *others, *["stale"] * bool(cell.runs["stale"].any())])
 
 
-def summary_row(result: Result, comparison: Comparison, protocol: bool = True) -> list[str]:
-    """The cells of SUMMARY for one result."""
-    cells: dict[str, list[str]] = {"mean": [], "median": [], "iqm": []}
-    for metric, ours in result.estimates.items():
-        name = "success " if metric == "success_rate" else ""
-        for statistic, texts in cells.items():
-            texts.append(name + with_interval(getattr(ours, statistic), getattr(ours, f"{statistic}_interval")))
-        cells["mean"][-1] += " (1 seed, no interval)" * (ours.mean_interval is None)
-    difference = comparison.difference
-    return [
-        result.env_id,
-        result.label,
-        count(result.total),
-        seeds_text(result),
-        *("; ".join(texts) or "-" for texts in cells.values()),
-        published_text(comparison.reference, result.total, protocol),
-        published_text(comparison.headline, result.total, protocol),
-        "-" if difference is None else f"{'+' * (difference >= 0)}{number(difference)}",
-        comparison.verdict,
-    ]
+def is_lost(means: Sequence[float], start: float) -> bool:
+    """Whether the last of some means is below the best by more than LOST of what that is above the start."""
+    return bool(max(means) - means[-1] > LOST * (max(means) - start) > 0)
 
 
-def milestone_rows(results: list[Result], published: list[Published]) -> list[list[str]]:
-    """Per result: task, algorithm, then for each milestone "ours vs published", "" beyond the run's length."""
+def best_text(cell: Cell, metric: str, published: list[Published]) -> str:
+    """Best mean over training, and whether it was lost: "9347 at 50k, then lost (there too)"."""
+    means = cell.curve(metric).mean(axis=1).to_list()
+    text = f"{number(cell.best(metric)[0])} at {count(cell.best(metric)[1])}" + ", then lost" * is_lost(means, means[0])
+    points = [row.mean for row in select(published, "reference", cell) if row.metric == metric]
+    return text + " (there too)" * bool(points and is_lost(points, means[0]))
+
+
+# ======================================================================================================================
+# 2 Sections
+# ======================================================================================================================
+
+
+def speeds(found: list[Cell]) -> tuple[dict[str, str], str]:
+    """Name -> steps/s, of the table of speed.py if there is one, else of whole runs; and which of the two."""
+    try:
+        lines = [
+            [x.strip() for x in line.split("|")[1:-1]] for line in (COMMITTED / "speed.md").read_text().splitlines()
+        ]
+    except OSError:
+        lines = []
+    heads = [k for k, line in enumerate(lines) if line[:1] == ["algorithm"] and "ours" in line]
+    rows = [line for line in lines[heads[0] + 2 :] if len(line) == len(lines[heads[0]])] if heads else []
+    measured = {line[0]: line[lines[heads[0]].index("ours")].split()[0] for line in rows}
+    if measured:
+        return measured, "steps/s: as in speed.md, on one thread, without evaluations."
+    whole = {name: f"{value:.0f}" for name, value in plots.steps_per_second(longest(found)).items()}
+    return whole, "steps/s: of whole runs, with evaluations."
+
+
+def matrix(found: list[Cell], published: list[Published]) -> str:
+    """Algorithms by tasks, ours / published, and what the signs mean."""
+    best = {(cell.name, cell.env_id): cell for cell in longest(found)}
+    tasks = sorted({task for _, task in best}, key=lambda task: ("Fetch" in task, task))
+    totals = {task: max(cell.total for (_, t), cell in best.items() if t == task) for task in tasks}
+    metric = {task: "success" if any(cell.has("success") for (_, t), cell in best.items() if t == task) else "return"
+              for task in tasks}  # fmt: skip
+    (measured, meaning), verdicts, rows = speeds(found), [], []
+    for name in plots.colours(found):
+        row = [name]
+        for task in tasks:
+            cell = best.get((name, task))
+            comparison = None
+            if cell and cell.seeds:
+                claims = [row for row in select(published, "headline", cell) if row.metric == metric[task]]
+                comparison = reference(cell, published, metric[task]) or next((compare(cell, x) for x in claims), None)
+            row.append(matrix_cell(cell, comparison, metric[task], totals[task]) if cell else "")
+            verdicts += [comparison.difference.verdict] if comparison and comparison.difference else []
+        rows.append([*row, measured.get(name, "")])
+    header = [f"{task}<br>{count(totals[task])}{', success' * (metric[task] == 'success')}" for task in tasks]
+    runs, stale = sum(len(cell.runs) for cell in found), sum(int(cell.runs["stale"].sum()) for cell in found)
+    separable = sum(verdict != "not separable" for verdict in verdicts)
+    legend = (
+        "Mean over seeds of the last evaluation / published reference, at the steps on top unless others are named. "
+        f"**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than {FEW_SEEDS} seeds. "
+        "In parentheses: not judged, being of another version of the task, other settings, more or unstated steps. "
+        f"{separable} of {len(verdicts)} comparisons are separable; one in twenty would be by chance. {meaning}"
+    ) + f" {stale} of {runs} runs are of earlier code." * bool(stale)
+    return table(["algorithm", *header, "steps/s"], rows) + f"\n<sub>{legend}</sub>\n"
+
+
+def matrix_cell(cell: Cell, comparison: Comparison | None, metric: str, total: int) -> str:
+    """ours / published of one algorithm on one task."""
+    if not cell.seeds or not cell.has(metric):
+        return "failed" if cell.runs["state"].str.startswith("failed").any() else "–" if cell.seeds else "unfinished"
+    ours, theirs, step, verdict = cell.final(metric), "–", cell.total, ""
+    if comparison:
+        theirs = number(comparison.row.mean)
+        theirs, verdict = (theirs, comparison.difference.verdict) if comparison.difference else (f"({theirs})", "")
+        if comparison.ours is not None and comparison.row.step < (1 - SAME_STEP) * cell.total:
+            ours, step = comparison.ours, int(comparison.row.step)
+    text = f"{number(ours.mean())} / {theirs}" + (f" at {count(step)}" if step != total else "")
+    text = {"higher": f"**{text}**", "lower": f"▾ {text}"}.get(verdict, text)
+    return f"<sub>{text}</sub>" if len(cell.seeds) < FEW_SEEDS else text
+
+
+def result_rows(found: list[Cell], published: list[Published]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A row of texts per cell and metric with all that is known of it; and the notes, with the names rows use."""
+    rows, notes = [], {}
+    for cell in found:
+        row = {"task": cell.env_id, "algorithm": cell.name, "steps": count(cell.total), "seeds": seeds_text(cell)}
+        rows += [row] * (not cell.seeds)
+        for metric in [metric for metric in METRICS if cell.has(metric)]:
+            values, comparison = cell.final(metric), reference(cell, published, metric)
+            iqm = bootstrap(values[:, None], lambda x: np.array([AGGREGATES["IQM"](x)]))
+            claims = [*select(published, "headline", cell), *select(published, "single", cell)]
+            rows.append(row | {
+                "of": METRICS[metric], "mean [95 % t interval]": interval_text(values),
+                "IQM [95 % bootstrap]": "" if iqm is None else
+                    f"{number(AGGREGATES['IQM'](values))} [{', '.join(map(number, iqm.ravel()))}]",
+                "best over training": best_text(cell, metric, published),
+                "claims": "; ".join(published_text(x, cell.total) for x in claims if x.metric == metric),
+                "reference": published_text(comparison.row, cell.total) if comparison else "",
+                VERDICT: comparison.verdict if comparison else "",
+                "notes": ", ".join(notes.setdefault(note, f"n{len(notes) + 1}") for note in comparison.notes)
+                    if comparison else "",
+            })  # fmt: skip
+    return pd.DataFrame(rows).fillna(""), notes
+
+
+def results(rows: pd.DataFrame, notes: dict[str, str]) -> str:
+    """The table of all results, without empty columns, and the notes."""
+    kept = rows.loc[:, (rows != "").any()]
+    return table(kept.columns, kept.to_numpy()) + "".join(f"\n{name}: {note}\n" for note, name in notes.items())
+
+
+def points(found: list[Cell], published: list[Published]) -> str:
+    """Ours beside every published figure at its own step: points of curves, and figures for the same version."""
     rows = []
-    for result in results:
-        metric = plots.metric_of(result.env_id, results)
-        references = [row for row in select(published, "reference", result) if row.metric == metric]
-        row = [result.env_id, result.label]
-        for step in MILESTONES:
-            if result.total is None or step > result.total * (1 + SAME_STEP):
-                row.append("")
-                continue
-            ours = estimate_at(result, step, metric)
-            index = nearest([reference.env_steps for reference in references], step, NEAR_STEP)
-            theirs = "-"
-            if index is not None:
-                reference = references[index]
-                equal = nearest([reference.env_steps], step, SAME_STEP) is not None
-                where = reference.env_version if equal else f"{reference.env_version} at {count(reference.env_steps)}"
-                incomparable = "" if can_compare(result.env_id, reference) else ", not comparable"
-                theirs = f"{number(reference.mean)} ({where}, {reference.source}{incomparable})"
-            success = "success " * (metric == "success_rate")
-            cell = with_interval(ours.mean, ours.mean_interval) + " (1 seed)" * (ours.seeds == 1) if ours else "-"
-            row.append(f"{success}{cell} vs {theirs}")
-        rows.append(row)
-    return rows
+    for cell in [cell for cell in longest(found) if cell.seeds]:
+        for kind in ("reference", "v5"):
+            for made in [compare(cell, row) for row in select(published, kind, cell)]:
+                if made.ours is not None:
+                    verdict = made.verdict if kind == "reference" else f"few seeds, not judged. {made.row.caveat}"
+                    start = [cell.env_id, cell.name, METRICS[made.row.metric], count(made.row.step)]
+                    theirs = published_text(made.row, made.row.step)
+                    rows.append([*start, interval_text(made.ours), theirs, verdict])
+    return table(
+        ["task", "algorithm", "of", "step", "ours [95 % t interval]", "published", "verdict: difference"], rows
+    )
 
 
-def provenance_row(run: Run, total: int | None) -> list[str]:
-    """What produced one run folder."""
-    versions = run.status.get("versions") or run.session.get("versions") or {}
-    script = run.status.get("script_sha256") or run.session.get("script_sha256") or "?"
-    platform = ", ".join(filter(None, [run.session.get("platform"), run.session.get("device")]))
-    return [
-        run.env_id,
-        run.label,
-        run.seed,
-        (run.trouble(total) or "done") + (f", stale: {run.stale}" if run.stale else ""),
-        count(run.reached),
-        "?" if run.seconds is None else f"{run.seconds / 60:.1f} min",
-        ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "?",
-        script[:8],
-        run.status.get("hardware") or platform or "?",
-        "; then ".join(shlex.join(map(str, command)) for command in run.commands) or "?",
-    ]
-
-
-# ======================================================================================================================
-# 2 Tables
-# ======================================================================================================================
-
-
-def markdown_cell(text: str) -> str:
-    """Text that stays itself inside a markdown table."""
-    for character, escaped in (("\n", " "), ("|", "\\|"), ("*", "\\*"), ("<", "&lt;")):
-        text = text.replace(character, escaped)
-    return text
-
-
-def markdown_table(header: list[str], rows: Iterable[Sequence[str]], folded: int = 0) -> str:
-    """A markdown table; the last `folded` columns hide in <details>."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for row in rows:
-        cells = [markdown_cell(text) for text in row]
-        for i in range(len(cells) - folded, len(cells)):
-            cells[i] = f"<details><summary>show</summary><code>{cells[i]}</code></details>"
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def coverage(suite: str, results: list[Result]) -> str:
-    """How much of the suite has been run, and what has not; "" if all has."""
-    planned = {(e.label, e.env_id) for e in SUITES.get(suite, [])}
-    missing = planned - {(result.label, result.env_id) for result in results if result.scored}
-    if not missing:
-        return ""
-    labels = {env_id: {label for label, task in planned if task == env_id} for _, env_id in planned}
-    whole = sorted(env_id for env_id in labels if all((label, env_id) in missing for label in labels[env_id]))
-    parts = [f"nothing on {', '.join(whole)}"] * bool(whole)
-    for label in sorted({label for label, _ in missing}, key=plots.rank):
-        tasks = sorted(env_id for name, env_id in missing if name == label and env_id not in whole)
-        parts += [f"no {label} on {', '.join(tasks)}"] * bool(tasks)
-    return f"{len(planned) - len(missing)} of the suite's {len(planned)} rows have been finished: {'; '.join(parts)}."
-
-
-def render_summary(suite: str, results: list[Result], published: list[Published], brief: bool = False) -> str:
-    """The summary table; under it what is missing and how the versions and protocols that are compared differ.
-
-    A `brief` one has neither medians and interquartile means nor protocols; that of a trial no verdicts.
-    """
-    comparisons = [compare(result, published) for result in results]
-    left_out = ("ours: median", "ours: IQM") * brief + ("difference", "verdict") * (suite in TRIALS)
-    kept = [i for i, name in enumerate(SUMMARY) if not name.startswith(left_out)]
-    rows = [summary_row(*pair, protocol=not brief) for pair in zip(results, comparisons, strict=True)]
-    text = markdown_table([SUMMARY[i] for i in kept], [[row[i] for i in kept] for row in rows])
-    if missing := coverage(suite, results):
-        text += f"\n{missing}\n"
-    notes = {comparison.note for comparison in comparisons if comparison.note}
-    references = [comparison.reference for comparison in comparisons if comparison.reference]
-    for key in {(row.source, row.caveat) for row in references if row.caveat}:
-        algorithms = {row.algorithm for row in references if (row.source, row.caveat) == key}
-        notes.add(f"{key[0]}, {', '.join(sorted(algorithms))}: {key[1]}")
-    return text + "".join(["\nNotes:\n\n", *(f"- {note}\n" for note in sorted(notes))] if notes else [])
-
-
-def levels_of(limits: dict[str, tuple[Published, Published]]) -> dict[str, tuple[float, float]]:
-    """The returns of the figures that count as 0 and 1."""
-    return {task: (zero.mean, one.mean) for task, (zero, one) in limits.items()}
-
-
-def render_aggregates(results: list[Result], published: list[Published]) -> str:
-    """Scores across tasks: aggregates and probabilities of improvement, or that there is nothing to aggregate."""
-    limits = anchors({result.env_id for result in results}, published)
-    tasks, matrices = normalised(results, levels_of(limits))
-    if not matrices:
-        return "## Across tasks\n\nNo algorithm has two seeds on each of two tasks with a comparable reference.\n"
+def across_tasks(found: list[Cell], published: list[Published]) -> tuple[str, dict[str, np.ndarray]]:
+    """Aggregates of normalised scores, and the scores themselves; ("", {}) if there is nothing to aggregate."""
+    limits = anchors({cell.env_id for cell in found}, published)
+    tasks, matrices = normalised(longest(found), {task: (zero.mean, one.mean) for task, (zero, one) in limits.items()})
     levels = "; ".join(
-        f"{task} {number(zero.mean)} and {number(one.mean)} ({one.algorithm}, {one.env_version}, {one.source})"
+        f"{task} {number(zero.mean)} and {number(one.mean)} ({one.algorithm}, {one.env_id}, {one.source})"
         for task, (zero, one) in ((task, limits[task]) for task in tasks)
     )
-    seeds = ", ".join(f"{label} {len(matrix)}" for label, matrix in matrices.items())
-    left_out = [f"{r.label} on {r.env_id}" for r in results if r.label not in matrices or r.env_id not in tasks]
     rows = []
-    for label, matrix in matrices.items():
-        points, bounds = aggregates(matrix)
-        cells = [f"{point:.3f} [{low:.3f}, {high:.3f}]" for point, low, high in zip(points, *bounds, strict=True)]
-        rows.append([label, *cells])
-    pairs = []
-    for x, y in itertools.combinations(matrices, 2):
-        chance, (low, high) = improvement(matrices[x], matrices[y])
-        pairs.append([x, y, f"{chance:.2f} [{low:.2f}, {high:.2f}]"])
-    return "\n".join(
-        [
-            "## Across tasks\n",
-            "Final returns, scaled so that 0 is a policy of random actions and 1 the best published reference of any "
-            f"algorithm at 1M steps: {levels}. How those versions and protocols differ from ours is said above. Seeds: "
-            f"{seeds}. Median and mean are over tasks of the mean over seeds; the optimality gap is what runs lack to "
-            "1 on average (lower is better). Intervals as above; one without width means that on every task the runs "
-            "are in the same order, or tied, whatever seeds are drawn. Left out for want of a comparable reference, a "
-            "second seed or a task that the others have: "
-            f"{', '.join(left_out) or 'nothing'}.\n",
-            markdown_table(["algorithm", *AGGREGATES], rows),
-            "Probability of improvement: that a run of X scores higher than one of Y on the same task, over tasks.\n",
-            markdown_table(["X", "Y", "P(X > Y) [95 % CI]"], pairs),
-            "![Aggregates and performance profiles](aggregates.png)\n",
-        ]
+    for name, scores in matrices.items():
+        texts = [f"{x:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low < high else "")
+                 for x, low, high in zip(*np.vstack([*aggregates(scores)]), strict=True)]  # fmt: skip
+        rows.append([name, str(len(scores)), *texts])
+    text = (
+        f"Final returns on {', '.join(tasks)}, scaled so that 0 is a policy of random actions and 1 the best published "
+        f"reference of any algorithm at 1M steps: {levels}. Mean with its t interval; IQM and optimality gap (what "
+        f"runs lack to 1; lower is better) with bootstrap intervals from {LEAST_BOOTSTRAP} seeds on.\n\n"
     )
+    return (text + table(["algorithm", "seeds", *AGGREGATES], rows) if rows else ""), matrices
 
 
-def render_same_version(results: list[Result], published: list[Published]) -> str:
-    """Our means beside what small repositories report for the same version of the task; "" if they have nothing."""
-    rows = [
-        [result.env_id, result.label, with_interval(ours.mean, ours.mean_interval) + " (1 seed)" * (ours.seeds == 1),
-         published_text(row, result.total), row.caveat or "-"]
-        for result in results for row in select(published, "v5", result)
-        if split_env_id(result.env_id)[1] == row.env_version and (ours := result.estimates.get(row.metric))
-        and nearest([row.env_steps], result.total, SAME_STEP) is not None
-    ]  # fmt: skip
+def troubles(found: list[Cell], left_out: int) -> str:
+    """Runs that do not count, with the last line of their error, and how many were left out; "" if nothing."""
+    rows = [[cell.env_id, cell.name, run.seed, run.state, run.error]
+            for cell in found for run in cell.runs.itertuples() if run.state != "done"]  # fmt: skip
+    text = f"\n{left_out} runs on seeds from {FIRST_TUNING_SEED} on, which are for tuning: --tuning-seeds shows them.\n"
+    return table(["task", "algorithm", "seed", "state", "last line of stderr"], rows) + text * bool(left_out)
+
+
+def compared(a: str, b: str, found: list[Cell]) -> str:
+    """Two algorithms at the same tasks and steps: on the way and at the end of the shorter runs.
+
+    Raises InputError if one of them, or a task that they share, is missing.
+    """
+    for name in (a, b):
+        if name not in (names := sorted({cell.name for cell in found})):
+            raise InputError(f"--compare {name} is not in the results: choose from {', '.join(names)}")
+    pairs: dict[str, tuple] = {}  # per task the longest, of equal length if there are such
+    for x, y in itertools.product(*([cell for cell in found if cell.name == name and cell.seeds] for name in (a, b))):
+        key = (x.total == y.total, min(x.total, y.total))
+        if x.env_id == y.env_id and key > pairs.get(x.env_id, ((False, 0),))[0]:
+            pairs[x.env_id] = (key, x, y)
+    rows = []
+    for task, (_, x, y) in pairs.items():
+        end = min(x.total, y.total)
+        for metric in [metric for metric in METRICS if x.has(metric) and y.has(metric)]:
+            for step in [*(step for step in (100_000, 300_000, 500_000) if step < 0.9 * end), end]:
+                left, right = x.at(step, metric), y.at(step, metric)
+                if left is None or right is None:
+                    continue
+                sd = float(right.std(ddof=1)) if len(right) > 1 else None
+                difference = welch(left, right.mean(), sd, len(right))
+                rows.append(
+                    [task, METRICS[metric], count(step), interval_text(left), interval_text(right), str(difference)]
+                )
     if not rows:
-        return ""
-    header = ["task", "algorithm", "ours: mean [95 % CI]", "published", "differs from ours in"]
-    return (
-        "## The same version elsewhere\n\nFigures for this very version of a task, from small repositories with few "
-        f"seeds: for orientation, without a verdict.\n\n{markdown_table(header, rows)}"
-    )
+        raise InputError(f"--compare {a} {b}: they have no task in common on which both have finished a run")
+    return table(["task", "of", "step", a, b, f"{a} - {b} [95 % interval]"], rows)
 
 
-def render_report(suite: str, results: list[Result], published: list[Published], pictures: list[str]) -> str:
-    """The text of report.md; `pictures` are the names of those drawn."""
-    seeds = sorted({run.seed for result in results for run in result.runs}, key=int)
-    listed = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
-    if suite in TRIALS:
-        parts = [f"# Trial {suite}\n", f"{TRIALS[suite]} These are trials on {listed}, which are not reported.\n"]
-    else:
-        parts = [f"# Results of suite {suite}\n", f"{listed.capitalize()}. Settings were tuned on {TUNING}.\n"]
-    parts += [EXPLANATION + "\n", render_summary(suite, results, published)]
-    remarks = [
-        f"- {result.label} on {result.env_id}: {REMARKS[suite, result.label, result.env_id]}\n"
-        for result in results if (suite, result.label, result.env_id) in REMARKS
-    ]  # fmt: skip
-    if remarks:
-        parts += ["## Remarks\n", "".join(remarks)]
-    runs = [(run, result.total) for result in results for run in result.runs]
-    if troubled := [(run, trouble) for run, total in runs if (trouble := run.trouble(total))]:
-        header = ["task", "algorithm", "seed", "state", "last line of stderr"]
-        rows = [[run.env_id, run.label, run.seed, trouble, run.last_error()] for run, trouble in troubled]
-        parts += ["## Runs that do not count\n", markdown_table(header, rows)]
-    parts.append(render_same_version(results, published))
-    parts.append("## On the way\n")
-    parts.append(
-        "Mean return [95 % CI] (success rate where the task reports it) of the seeds above at their evaluation "
-        "nearest to the step (within 2.5 %), against the published reference nearest to it (within 10 %; its own step "
-        "is given where it differs by more than 2.5 %).\n"
-    )
-    header = ["task", "algorithm", *(count(step) for step in MILESTONES)]
-    table = [row for row in milestone_rows(results, published) if any(row[2:])]
-    kept = [k for k, name in enumerate(header) if k < 2 or any(row[k] for row in table)]
-    parts.append(markdown_table([header[k] for k in kept], [[row[k] for k in kept] for row in table]))
-    parts.append("## Curves\n")
-    parts += [f"![{name}]({name}.png)\n" for name in pictures if name != "aggregates"]
-    parts.append(render_aggregates(results, published))
-    header = ["task", "algorithm", "seed", "state", "steps", "duration", "versions", "script", "hardware", "command"]
-    rows = [provenance_row(run, total) for run, total in runs]
-    parts += ["## Provenance\n", markdown_table(header, rows, folded=1)]
-    header = ["algorithm", "task", "kind", "steps", "version", "mean", "spread", "seeds", "protocol", "source"]
-    rows = [
-        [row.algorithm, row.task, row.kind, str(row.env_steps), row.env_version, number(row.mean),
-         f"{row.spread} ({row.spread_kind})" if row.spread else "-", row.seeds or "-", row.protocol,
-         f"{row.source}: {row.source_location}"]
-        for result in results for kind in ("reference", "headline", "v5") for row in select(published, kind, result)
-    ]  # fmt: skip
-    parts += ["## Published figures\n", markdown_table(header, rows)]
-    return "\n".join(part for part in parts if part)
-
-
-def terminal_table(suite: str, results: list[Result], published: list[Published]) -> Table:
-    """The columns of the summary that fit a terminal of 80 characters; report.md has the others."""
-    left_out = ("ours: IQM", "ours: median", "published headline", "difference") + ("verdict",) * (suite in TRIALS)
-    kept = [i for i, name in enumerate(SUMMARY) if not name.startswith(left_out)]
-    table = Table(
-        *(SUMMARY[i] for i in kept),
-        title=f"{'Trial' if suite in TRIALS else 'Results of suite'} {suite}",
-        show_lines=True,
-        padding=(0, 0),
-    )
-    for result in results:
-        row = summary_row(result, compare(result, published), False)
-        table.add_row(*(row[i].replace("[", "\\[") for i in kept))
-    return table
+def score_table(found: list[Cell]) -> pd.DataFrame:
+    """scores.csv: one row per cell and metric; `best` is the highest mean over seeds of all evaluations."""
+    rows = []
+    for cell in found:
+        for metric in [metric for metric in METRICS if cell.has(metric)]:
+            values = pd.Series(cell.final(metric))
+            low, high = t_interval(values.mean(), values.std(), len(values)) or (None, None)
+            rows.append({"source": cell.source, "algorithm": cell.name, "env_id": cell.env_id, "steps": cell.total,
+                         "metric": metric, "seeds": len(values), "mean": values.mean(), "low": low, "high": high,
+                         "median": values.median(), "last_ten": cell.last_ten(metric), "best": cell.best(metric)[0],
+                         "best_step": cell.best(metric)[1]})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 # ======================================================================================================================
 # 3 Files
 # ======================================================================================================================
 
-
-def readme_parts(path: Path, suite: str) -> tuple[str, str]:
-    """Text of a file before and after its results of a suite, markers included. Raises InputError without markers."""
-    start, end = f"<!-- results:{suite} -->", "<!-- /results -->"
-    try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read --readme {path} ({error}): name a text file with the markers") from error
-    before, _, rest = text.partition(start)
-    inside, found, after = rest.partition(end)
-    if not found or "<!-- results:" in inside:
-        raise InputError(f"{path} has no markers {start} and {end}: add both, each on a line of its own")
-    return before + start, end + after
+TITLES = {"matrix": "Ours / published", "compare": "Compared", "results": "Results",
+          "points": "At the steps of published figures", "across-tasks": "Across tasks",
+          "troubles": "Runs that do not count"}  # fmt: skip
 
 
 @dataclass
 class Options:
-    """Compare the runs of benchmark suites with published results."""
+    """Which results to compare, and where to write the report."""
 
-    results: Path
-    """Folder of the benchmark; it holds SUITE/ALGORITHM/ENV_ID/SEED/."""
-    suite: str | None = None
-    """Name of a suite, a folder in results; default all of them."""
-    readme: Path | None = None
-    """File in which to replace the text between `<!-- results:SUITE -->` and `<!-- /results -->` by the summary.
-    Without --suite, of those suites that it has."""
+    results: tuple[Path, ...]
+    """Run folders, folders of them, folders with results.csv, csv files. Of copies of a run, the last named that has
+    ended counts."""
+    compare: tuple[str, str] | None = None
+    """Two algorithms, by their names in the tables, to set beside each other at the same tasks and steps."""
+    output: Path | None = None
+    """Folder for report.md, scores.csv and the pictures; default the first of --results that is a folder, else the
+    current one."""
+    into: tuple[Path, ...] = ()
+    """Files whose text between `<!-- report:SECTION -->` and `<!-- /report -->` is renewed, in place of report.md."""
+    tuning_seeds: bool = False
+    """Show the seeds that are used for tuning (11 and up) instead of those that report."""
+    export: Path | None = None
+    """Merge all finished and failed runs into results.csv and runs.csv of this folder, in place of earlier copies of
+    the same runs, and do nothing else."""
 
 
-def draw(folder: Path, results: list[Result], published: list[Published]) -> list[str]:
-    """Write the pictures that the results allow; returns their names, without .png."""
-    plots.draw_curves(folder / "curves.png", results, published)
-    drawn = ["curves"]
-    if plots.draw_milestones(folder / "milestones.png", results, published):
-        drawn.append("milestones")
-    if any(len(run.clock) for result in results for run in result.scored):
-        plots.draw_wallclock(folder / "wallclock.png", results)
-        drawn.append("wallclock")
-    tasks, matrices = normalised(results, levels_of(anchors({result.env_id for result in results}, published)))
+def merge(options: Options) -> None:
+    """--export."""
+    earlier = [options.export / "results.csv"] if (options.export / "results.csv").exists() else []
+    evaluations, runs = read([*earlier, *options.results])
+    kept = runs[(runs["state"] == "done") | runs["state"].str.startswith("failed")]
+    export(evaluations[evaluations["run"].isin(kept["run"])], kept, options.export)
+    left = f"{len(runs) - len(kept)} unfinished ones left out"
+    print(f"{options.export} now holds {len(kept)} runs, {kept['stale'].sum()} of them of earlier code; {left}")
+
+
+def put_into(path: Path, made: dict[str, str]) -> str:
+    """A file's text with its generated parts renewed. Raises InputError for a file without markers."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --into {path} ({error}): name a text file with markers") from error
+    pattern = re.compile(r"(<!-- report:([\w-]+) -->\n).*?(<!-- /report -->)", re.DOTALL)
+    names = {name for _, name, _ in pattern.findall(text)}
+    if not names or names - TITLES.keys():
+        wanted = "<!-- report:NAME --> and <!-- /report -->, each on a line of its own; NAME: " + ", ".join(TITLES)
+        raise InputError(f"--into {path} has no markers, or unknown ones: add {wanted}")
+    return pattern.sub(lambda match: f"{match[1]}\n{made.get(match[2]) or 'Nothing.'}\n{match[3]}", text)
+
+
+def draw(found: list[Cell], published: list[Published], matrices: dict[str, np.ndarray], output: Path) -> list[Path]:
+    """Draw the pictures that the results allow; returns their paths."""
+    colour, drawn = plots.colours(found), []
+    if any(cell.seeds for cell in found):
+        plots.draw_curves(output / "curves.png", longest(found), published)
+        drawn.append(output / "curves.png")
+    if plots.steps_per_second(longest(found)):
+        plots.draw_speed(output / "speed.png", longest(found))
+        drawn.append(output / "speed.png")
     if matrices:
-        plots.draw_aggregates(folder / "aggregates.png", tasks, matrices)
-        drawn.append("aggregates")
+        plots.draw_aggregates(output / "aggregates.png", matrices, colour)
+        plots.draw_profiles(output / "profiles.png", matrices, colour)
+        drawn += [output / "aggregates.png", output / "profiles.png"]
     return drawn
 
 
-def report(options: Options, suite: str) -> None:
-    """Write report.md and the pictures (and the README's table), print the summary. Raises InputError."""
-    runs = load_runs(options.results, suite)
-    wanted = options.readme and (options.suite or f"<!-- results:{suite} -->" in options.readme.read_text())
-    parts = readme_parts(options.readme, suite) if wanted else None
-    published, results = load_published(), summarise(runs)
-    folder = options.results / suite
-    try:
-        pictures = draw(folder, results, published)
-        write_atomically(folder / "report.md", render_report(suite, results, published, pictures))
-        if parts:
-            summary = render_summary(suite, results, published, brief=True)
-            write_atomically(options.readme, f"\n\n{summary}\n".join(parts))
-    except OSError as error:
-        where = error.filename or folder  # a failed write has no name
-        raise InputError(f"cannot write {where} ({error.strerror}): free it or copy the runs") from error
-    Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(suite, results, published))
-    print(folder / "report.md", *(folder / f"{name}.png" for name in pictures), sep="\n")
+def report(options: Options) -> None:
+    """Write what is asked for and print the summary. Raises InputError."""
+    evaluations, runs = read(options.results)
+    found, published = cells(evaluations, runs, options.tuning_seeds), load_published()
+    if not found:
+        remedy = f"no runs on seeds {FIRST_TUNING_SEED} and up" if options.tuning_seeds else "only runs for tuning"
+        raise InputError(f"{remedy}: {'leave out' if options.tuning_seeds else 'add'} --tuning-seeds")
+    for path in options.into:
+        put_into(path, {})  # before anything is written
+    made = {"compare": compared(*options.compare, found)} if options.compare else {}
+    output = options.output or next((path for path in options.results if path.is_dir()), Path())
+    output.mkdir(parents=True, exist_ok=True)
+    (rows, notes), (across, matrices) = result_rows(found, published), across_tasks(found, published)
+    made |= {
+        "matrix": matrix(found, published), "results": results(rows, notes), "points": points(found, published),
+        "across-tasks": across, "troubles": troubles(found, len(runs) - sum(len(cell.runs) for cell in found)),
+    }  # fmt: skip
+    pictures = draw(found, published, matrices, output)
+    write_atomically(output / "scores.csv", score_table(found).to_csv(index=False, float_format="%.6g"))
+    for path in options.into:
+        write_atomically(path, put_into(path, made))
+    if not options.into:
+        parts = [f"## {TITLES[name]}\n\n{made[name]}" for name in TITLES if made.get(name)]
+        parts += [f"![{path.stem}]({path.name})\n" for path in pictures]
+        write_atomically(output / "report.md", "# Report\n\n" + "\n".join(parts))
+    columns = ["task", "algorithm", "of", "steps", "seeds", "mean [95 % t interval]", "reference", VERDICT]
+    shown = Table(*[name for name in columns if name in rows], show_lines=True, padding=(0, 0))
+    for row in rows[[name for name in columns if name in rows]].to_numpy():
+        shown.add_row(*(text.replace("[", "\\[") for text in row))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(shown)
+    console.print(made.get("compare", ""), markup=False)
+    print(*options.into or [output / "report.md"], output / "scores.csv", *pictures, sep="\n")
 
 
 def main() -> int:
     """Command line; exit code 2 for what the user can put right."""
     options = tyro.cli(Options, description=__doc__)
     try:
-        found = sorted({path.relative_to(options.results).parts[0]
-                        for pattern in ("status.json", "harness/status.json")
-                        for path in options.results.glob(f"*/*/*/*/{pattern}")})  # fmt: skip
-        suites = [options.suite] if options.suite else found
-        if not suites:
-            raise InputError(f"no suites in --results {options.results}: run one first or correct --results")
-        if options.readme and not options.readme.is_file():
-            raise InputError(f"cannot read --readme {options.readme}: name a text file with the markers")
-        for suite in suites:
-            report(options, suite)
+        merge(options) if options.export else report(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write {error.filename or options.output} ({error.strerror}): free it", file=sys.stderr)
         return 2
     return 0
 

@@ -1,128 +1,165 @@
-"""benchmarks/records.py: run folders, whole and broken, staleness, export."""
+"""benchmarks/records.py: run folders, whole and broken, csv files, staleness, export."""
 
 import json
 
-import published
+import pandas as pd
 import pytest
 import records
-import report
-from fake_runs import make_run, result_of
-from suites import Experiment
+from fake_runs import cells_of, finals, make_run
+
+COLUMNS = ["source", "algorithm", "env_id", "seed", "run", "step", "return"]
+CSV = "algorithm,env_id,seed,step,return\ndqn,My-v0,{},0,1\ndqn,My-v0,7,500,2\ndqn,My-v0,7,1000,3\n"
 
 
-def test_score_is_the_mean_of_the_last_evaluation(tmp_path):
-    make_run(tmp_path / "s", seed=1, evaluations={0: [99.0], 500: [500.0], 1000: [10.0, 20.0, 60.0]})
-    folder = make_run(tmp_path / "s", seed=2, evaluations={0: [99.0], 500: [500.0], 1004: [50.0]})  # a little longer
+def test_an_evaluation_is_the_mean_of_its_episodes_and_a_row_cut_short_is_left_out(tmp_path):
+    folder = make_run(tmp_path, evaluations={0: [(99.0, 0)], 1000: [(10.0, 1), (20.0, 0), (60.0, 0)]})
     with (folder / "eval.csv").open("a") as file:
-        file.write("1004,2")  # a row cut short
-    result = result_of(tmp_path / "s")
-    assert result.total == 1000 and set(result.estimates) == {"return"}
-    assert result.estimates["return"].mean == pytest.approx((30 + 50) / 2)
+        file.write("1500,2")
+    evaluations, runs = records.read([tmp_path])
+    last = evaluations.iloc[-1]
+    assert (last["step"], last["return"], last["episodes"]) == (1000, 30, 3) and last["success"] == pytest.approx(1 / 3)
+    assert runs["state"].tolist() == ["done"] and not runs["stale"].any()
+    assert cells_of(folder)[0].final("return").tolist() == [30]  # a run folder itself may be named
 
 
-def test_failed_and_unfinished_runs_stay_visible(tmp_path):
-    root = tmp_path / "s"
-    make_run(root, seed=1)
-    make_run(root, seed=2, state="failed", exit_code=1, stderr_tail="Traceback\nValueError: no | way\n\n")
-    make_run(root, seed=3, state="running", evaluations={0: [1.0], 400: [2.0]})
-    make_run(root, seed=4, evaluations={0: [1.0], 400: [2.0]})
-    make_run(root, seed=10, total=400, evaluations={400: [1e9]})
-    (root / "td3" / "HalfCheetah-v5" / "5").mkdir()
-    result = result_of(root)
-    assert report.seeds_text(result) == (
-        "1 of 6 seeds; seed 2 failed: exit 1; seed 3 running at step 500; seed 4 done, but no evaluation at step 1k; "
-        "seed 5 failed: no status.json; seed 10 done, but no evaluation at step 1k"
-    )
-    text = report.render_report("s", [result], [], [])
-    assert "| HalfCheetah-v5 | td3 | 2 | failed: exit 1 | ValueError: no \\| way |" in text
-    assert result.estimates["return"].mean == 15
+def test_failed_and_unfinished_runs_show_and_do_not_count(tmp_path):
+    make_run(tmp_path, seed=1)
+    make_run(tmp_path, seed=2, state="failed", exit_code=1, stderr_tail="Traceback\nValueError: no | way\n\n",
+             evaluations={0: [1.0], 400: [2.0]})  # fmt: skip
+    make_run(tmp_path, seed=3, state="running", evaluations={0: [1.0], 400: [2.0]})
+    make_run(
+        tmp_path, seed=4, state="done", evaluations={0: [1.0], 990: [2.0]}
+    )  # only the last step in eval.csv decides
+    folder = make_run(tmp_path, seed=5, state="failed", exit_code=2, total=1000)
+    for name in ("config.json", "eval.csv"):
+        (folder / name).unlink()  # it failed before it began
+    make_run(tmp_path, seed=6, state="failed", exit_code=9)  # killed when all was written
+    (cell,) = cells_of(tmp_path)
+    assert cell.runs["state"].tolist() == [
+        "done", "failed: exit 1", "running at step 400", "unfinished at step 990", "failed: exit 2", "done"
+    ]  # fmt: skip
+    assert cell.seeds == [1, 6] and cell.runs["error"].tolist()[1] == "ValueError: no | way"
 
 
-@pytest.mark.parametrize("name", ["config.json", "eval.csv", "metrics.csv", "harness/status.json"])
-@pytest.mark.parametrize("content", [None, "{", "[1]\nx,y"])
-def test_missing_and_damaged_files(tmp_path, name, content):
-    folder = make_run(tmp_path / "s")
-    (folder / name).unlink() if content is None else (folder / name).write_text(content)
-    result = result_of(tmp_path / "s")
-    assert len(result.scored) == (name == "metrics.csv")
-    assert "HalfCheetah-v5" in report.render_report("s", [result], published.load_published(), [])
-    assert "curves" in report.draw(tmp_path, [result], published.load_published())
+def test_settings_are_what_differs_from_the_defaults_but_for_machinery(tmp_path):
+    default = records.today(records.ROOT / "algorithms" / "td3.py")[2]
+    args = {"gamma": 0.5, "policy_delay": default["policy_delay"], "eval_every": 7, "device": "cuda"}
+    make_run(tmp_path / "ours", args=args, flags={"gamma": "0.5", "eval-every": "7"})
+    flags = {"no-her": "", "clip-coef": "0.1", "mode": "x", "eval-every": "5"}
+    make_run(tmp_path / "theirs", "unknown", flags=flags, label="unknown-b")
+    settings = [json.loads(text) for text in records.read([tmp_path])[1]["settings"]]
+    assert settings == [{"gamma": 0.5}, {"clip_coef": 0.1, "her": False, "mode": "x"}]
 
 
-def test_results_of_older_scripts_are_read(tmp_path):
-    folder = make_run(tmp_path / "s")
-    (folder / "harness" / "status.json").rename(folder / "status.json")
-    config = json.loads((folder / "config.json").read_text())
-    session = {name: config.pop(name) for name in ("versions", "script_sha256")} | {
-        "command": config.pop("commands")[0]
-    }
-    resumed = session | {"command": ["python", "td3.py", "--resume", "a folder"]}
-    (folder / "config.json").write_text(json.dumps(config | {"history": [session, resumed]}))
-    (run,) = records.load_runs(tmp_path, "s")
-    row = ["done", "1k", "2.0 min", "torch 2.13.0", "01234567", "?"]
-    assert report.provenance_row(run, 1000)[3:] == [*row, "python td3.py; then python td3.py --resume 'a folder'"]
-
-
-def test_a_result_is_stale_when_the_code_above_the_machinery_has_changed(tmp_path):
-    text = '"""A script."""\nGAMMA = 0.99  # a comment\n\ndef target(r, v):\n    """y."""\n    return r + GAMMA * v\n'
-    text += "\n# =====\n# 5 Machinery\n# =====\nPACKAGES = 1\n"
-    script = tmp_path / "script.py"
-    script.write_text(text)
-    before = records.algorithm_sha256(script)
-    for old, new, stale in (
-        ("0.99", "0.98", True), ("r + GAMMA", "r - GAMMA", True), ("# a comment", "# another", False),
-        ('"""y."""', '"""The target."""', False), ("PACKAGES = 1", "PACKAGES = 2", False),
+def test_a_csv_of_another_program(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(CSV.format(8))
+    evaluations, runs = records.read([path])
+    assert set(evaluations["source"]) == {"mine"} and evaluations["success"].isna().all()
+    assert runs["state"].tolist() == ["done", "ended at step 0"] and runs["seed"].tolist() == [7, 8]
+    assert runs["total_timesteps"].tolist() == [1000, 1000] and not runs["stale"].any()
+    for text, message in (
+        (CSV.format("x"), r"mine\.csv, line 2: seed is 'x', not a number"),
+        (CSV.format(1).replace("return", "score"), "no column return"), ("", r"cannot read .*mine"),
     ):  # fmt: skip
-        records.sha256_of.cache_clear()
-        script.write_text(text.replace(old, new))
-        assert (records.algorithm_sha256(script) != before) == stale, old
-    for script in sorted((records.ROOT / "algorithms").glob("*.py")):
-        above, _, below = script.read_text().partition("\n# 5 ")
-        assert "def train(" in above and "class Run(" in below, script
+        path.write_text(text)
+        with pytest.raises(records.InputError, match=message):
+            records.read([path])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(records.InputError, match=r"neither run folders nor results\.csv"):
+        records.read([tmp_path / "empty"])
 
 
-def test_stale_results_are_marked(tmp_path):
-    make_run(tmp_path / "s", seed=1)
-    make_run(tmp_path / "s", seed=2, algorithm_sha256="another")
-    result = result_of(tmp_path / "s")
-    assert [run.stale for run in result.runs] == [None, "td3.py has changed since"]
-    assert report.seeds_text(result) == "2 seeds; stale: seed 2"
-    assert report.provenance_row(result.runs[1], 1000)[3] == "done, stale: td3.py has changed since"
+def test_only_code_counts_for_the_hash(tmp_path):
+    script = tmp_path / "td3.py"
+    text = (records.ROOT / "algorithms" / "td3.py").read_text()
+
+    def hashed(old: str, new: str) -> str:
+        assert old in text
+        script.write_text(text.replace(old, new, 1))
+        return records.code_sha256(script)
+
+    before = hashed("import", "import")
+    assert hashed("\nimport", "\n\n# a comment\nimport") == before
+    assert hashed('"""', '"""Another docstring. ') == before
+    assert (
+        hashed("    seed: Annotated[int, Range(0)] = 1\n", '    seed: Annotated[int, Range(0)] = 1\n    "help"\n')
+        == before
+    )
+    assert hashed("    seed: Annotated[int, Range(0)] = 1\n", "    seed: Annotated[int, Range(0)] = 2\n") != before
+    assert hashed("class Run", "class Machinery") != before  # section 5 counts as well
+    script.write_text("def f(x: int = 1) -> int:\n    return -x or None\n")  # the same for every version of Python
+    assert records.code_sha256(script) == "e1d0abb36ad1d4d9602857ed1f6e9c5ffaebe98d5fe8c29bda4f833305d2adc6"
 
 
-def test_a_change_of_the_suites_settings_makes_a_result_stale():
-    sha = {name: records.algorithm_sha256(records.ROOT / "algorithms" / f"{name}.py") for name in ("td3", "ppo")}
-    status = {"algorithm_sha256": sha["td3"], "flags": {"gamma": "0.9"}, "total_timesteps": 1000}
-    for steps, gamma, stale in ((1000, "0.9", False), (1000, "0.99", True), (800, "0.9", True)):
-        found = records.staleness(status, "td3", [Experiment("td3", "Hopper-v5", steps, {"gamma": gamma})])
-        assert found == ("the suite's settings have changed since" if stale else None)
-    for begun_for, stale in ((500, True), (1000, False), (None, False)):  # older results do not tell
-        of_ppo = status | {"algorithm_sha256": sha["ppo"], "begun_for": begun_for}
-        found = records.staleness(of_ppo, "ppo", [])
-        assert found == ("begun for 500 steps, over which its learning rate decayed" if stale else None)
-        assert records.staleness(of_ppo | {"algorithm_sha256": sha["td3"]}, "td3", []) is None  # whatever its length
+def test_results_of_other_code_are_stale_unless_shown_to_be_the_same(tmp_path):
+    make_run(tmp_path, seed=1)
+    make_run(tmp_path, seed=2, code_sha256="of other code")
+    make_run(tmp_path, "unknown", seed=3, code_sha256="of a script that is not in algorithms/")
+    folder = make_run(tmp_path, seed=4, code_sha256=None)  # by hand: the hash of the whole file is known
+    runs = records.read([tmp_path])[1]
+    assert dict(zip(runs["seed"], runs["stale"], strict=True)) == {1: False, 2: True, 3: False, 4: True}
+    config = json.loads((folder / "config.json").read_text())
+    whole = records.today(records.ROOT / "algorithms" / "td3.py")[1]
+    (folder / "config.json").write_text(json.dumps(config | {"script_sha256": whole}))
+    runs = records.read([tmp_path])[1].set_index("seed")
+    assert not runs["stale"][4]
+    code = records.code_sha256(records.ROOT / "algorithms" / "td3.py")
+    run = runs.loc[2].copy()
+    run["same_as"] = f"0123abc:other 4567def:{code}"
+    assert not records.is_stale(run)
 
 
-def test_export_copies_finished_runs_in_compact_form(tmp_path, monkeypatch, capsys):
-    folder = make_run(tmp_path / "runs" / "s", seed=1)
-    make_run(tmp_path / "runs" / "s", seed=2, state="failed")
-    make_run(tmp_path / "runs" / "s", seed=3, algorithm_sha256="another")
-    good = make_run(tmp_path / "results" / "s", seed=3)  # which the stale one must not replace
-    kept = (good / "harness" / "status.json").read_text()
-    (folder / "checkpoint.pt").write_bytes(b"large")
-    monkeypatch.setattr(records, "COMMITTED", tmp_path / "results")
-    monkeypatch.setattr("sys.argv", ["records.py", "--results", str(tmp_path / "runs"), "--suite", "s"])
-    assert records.main() == 2 and "train.csv (No such file or directory)" in capsys.readouterr().err
-    (folder / "train.csv").write_text("step,return,length\n" + "5,1.0,5\n" * 10_000 + "1000,2.0,5\n")
-    for _ in range(2):  # the second time, the first copy is replaced
-        assert records.main() == 0 and "1 of 3 runs" in capsys.readouterr().out
-    assert (good / "harness" / "status.json").read_text() == kept
-    copy = tmp_path / "results" / "s" / "td3" / "HalfCheetah-v5" / "1"
-    assert sorted(path.name for path in copy.parent.iterdir()) == ["1", "3"]
-    names = {"config.json", "eval.csv", "status.json", "train.csv", "metrics.csv"}
-    assert {path.name for path in copy.iterdir()} == names
-    train = (copy / "train.csv").read_text().splitlines()
-    assert len(train) <= 1 + records.THINNED_ROWS and train[0] == "step,return,length" and train[-1] == "1000,2.0,5"
-    first, second = records.load_run(folder, "s"), records.load_run(copy, "s")
-    assert (first.status, first.config, list(first.steps)) == (second.status, second.config, list(second.steps))
-    assert records.thin("step\n0\n1\n2\n3\n4\n5\n6\n", 3) == "step\n0\n3\n6\n" and records.thin("step\n", 3) == "step\n"
+def test_export_merges_and_later_results_replace_earlier_ones(tmp_path):
+    finals(tmp_path / "first", 100.0, 110.0)
+    make_run(tmp_path / "first", seed=9, state="failed", exit_code=1, evaluations={0: [1.0]})
+    make_run(tmp_path / "second", seed=2, evaluations={0: [0.0], 1000: [500.0]})
+    make_run(
+        tmp_path / "second", seed=1, state="stopped", evaluations={0: [7.0]}
+    )  # which must not replace a finished one
+    make_run(tmp_path / "second", seed=2, total=2000, label="td3-long", evaluations={0: [0.0], 2000: [7.0]})
+    first, second = (records.read([tmp_path / name]) for name in ("first", "second"))
+    records.export(*first, tmp_path / "kept")
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["results.csv", "runs.csv"]
+    for frames in (first, records.read([tmp_path / "kept"])):
+        assert frames[1]["state"].tolist() == ["done", "done", "failed: exit 1"]
+    pd.testing.assert_frame_equal(first[0], records.read([tmp_path / "kept"])[0], check_dtype=False)
+    evaluations, runs = records.read([tmp_path / "kept", tmp_path / "second"])
+    assert len(runs) == 4 and len(second[1]) == 3
+    last = evaluations[evaluations["algorithm"] == "td3"].groupby("seed")["return"].last()
+    assert last.to_dict() == {1: 100, 2: 500, 9: 1}
+
+
+def test_a_change_that_alters_nothing_is_noted_and_another_refused(tmp_path, monkeypatch):
+    script = tmp_path / "algorithms" / "td3.py"
+    script.parent.mkdir()
+
+    def commit(text):
+        script.write_text(text + "class Args: pass\n")
+        for words in (["add", "."], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
+            records.git(*words)
+
+    toy = """import pathlib, time
+pathlib.Path("run").mkdir()
+for name in ("eval", "train", "metrics"):
+    pathlib.Path(f"run/{name}.csv").write_text(f"step,seconds,return\\n1,{time.time()},{VALUE}\\n")
+"""
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    records.git("init", "-q")
+    commit(toy.replace("VALUE", "1 + 1"))
+    code = records.code_sha256(script)
+    rows = [["gradus", "td3", "Hopper-v5", seed, f"run{seed}", seed, 7.0] for seed in (1, 2)]
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(tmp_path / "results.csv", index=False)
+    runs = pd.DataFrame(rows, columns=COLUMNS).assign(total_timesteps=1, code_sha256=[code, "of other code"])
+    runs.reindex(columns=records.RUN_COLUMNS).to_csv(tmp_path / "runs.csv", index=False)
+    commit(toy.replace("VALUE", "2"))
+    change = records.Change("td3", "HEAD~1", results=tmp_path)
+    assert records.note_same(change) == 1
+    assert records.note_same(change) == 0  # it is noted already
+    assert records.read([tmp_path])[1]["stale"].tolist() == [False, True]
+    commit(toy.replace("VALUE", "3"))
+    records.today.cache_clear()
+    with pytest.raises(records.InputError, match="write different files"):
+        records.note_same(change)
+    assert records.read([tmp_path])[1]["stale"].tolist() == [True, True]
+    records.today.cache_clear()

@@ -1,120 +1,167 @@
-"""benchmarks/report.py: tables, README, and that what is committed is what the runs give."""
+"""benchmarks/report.py: tables, files, and that what is committed is what the results give."""
 
-import csv
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+import records
 import report
-from fake_runs import make_run, published_row, result_of, three_seeds
+from fake_runs import cells_of, finals, make_run, published_row
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks" / "results"
 SOLVED = {"InvertedPendulum-v5": ("return", 900), "FetchReach-v4": ("success", 0.95), "Reacher-v5": ("return", -8.5)}
 
 
-def run_report(results, suite, *options):
-    return subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "report.py", "--results", results, "--suite", suite, *options],
-        capture_output=True, text=True,
-    )  # fmt: skip
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs report.py; returns the exit code, what it printed and its errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
+        return report.main(), *capsys.readouterr()
+
+    return run
 
 
-def test_milestones_use_the_evaluations_near_them(tmp_path):
-    for seed, offset in ((1, 0.0), (2, 4.0)):
-        evaluations = {0: [0.0], 100_352: [10 + offset], 290_000: [20 + offset], 520_000: [30 + offset]}
-        make_run(tmp_path / "s", seed=seed, total=520_000, evaluations=evaluations)
-    references = [published_row(7.0, env_steps=92_160), published_row(9.0, env_steps=491_520)]
-    (row,) = report.milestone_rows([result_of(tmp_path / "s")], references)
-    # 290 000 is 3.3 % before 300 000, 520 000 is 4 % after 500 000, and 1M is beyond the run
-    assert row[2:] == ["12.0 [10.0, 14.0] vs 7.00 (v5 at 92.2k, source)", "- vs -", "- vs 9.00 (v5, source)", ""]
+def test_the_matrix_tells_what_is_separable(tmp_path):
+    for k, (algorithm, values, env_id) in enumerate([
+        ("td3", (100.0, 110.0, 120.0), "HalfCheetah-v5"), ("sac", (100.0, 110.0, 120.0), "HalfCheetah-v5"),
+        ("ddpg", (100.0, 110.0, 120.0), "HalfCheetah-v5"), ("ppo", (100.0, 110.0), "HalfCheetah-v5"),
+        ("a2c", (110.0, 111.0, 112.0), "Ant-v5"), ("dqn", (7.0, 8.0, 9.0), "HalfCheetah-v5"),
+    ]):  # fmt: skip
+        finals(tmp_path / str(k), *values, algorithm=algorithm, env_id=env_id)
+    make_run(tmp_path / "7", "trpo", evaluations={}, state="failed", exit_code=1)
+    rows = [
+        published_row(50.0, sd=5), published_row(500.0, sd=5, algorithm="sac"),
+        published_row(105.0, sd=50, algorithm="ddpg"), published_row(50.0, sd=5, algorithm="ppo"),
+        published_row(5.0, "Ant-v4", sd=5, algorithm="a2c"),
+        published_row(9.0, kind="headline", algorithm="dqn", step=float("nan")),
+    ]  # fmt: skip
+    text = report.matrix(cells_of(tmp_path), rows)
+    cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:3] for row in text.splitlines()[2:] if row[:1] == "|"}
+    assert text.startswith("| algorithm | Ant-v5<br>1k | HalfCheetah-v5<br>1k | steps/s |")
+    assert cells == {
+        "td3": ["", "**110 / 50.0**"], "sac": ["", "▾ 110 / 500"], "ddpg": ["", "110 / 105"],
+        "ppo": ["", "<sub>**105 / 50.0**</sub>"], "a2c": ["111 / (5.00)", ""], "dqn": ["", "8.00 / (9.00)"],
+        "trpo": ["", "failed"],
+    }  # fmt: skip
+    assert "3 of 4 comparisons are separable" in text and "earlier code" not in text
 
 
-def test_report_is_deterministic_and_replaces_the_readme_table(tmp_path):
-    three_seeds(tmp_path / "s")
-    make_run(tmp_path / "s", algorithm="ppo", env_id="Hopper-v5", state="failed", exit_code=1, stderr_tail="boom")
-    readme, before = tmp_path / "README.md", "top\n<!-- results:other -->\nkept\n<!-- /results -->\n"
-    readme.write_text(f"{before}<!-- results:s -->\nold\n<!-- /results -->\nend\n")
-    names, seen = ["report.md", "curves.png", "wallclock.png"], []
+def test_results_tell_what_was_lost_what_failed_and_how_it_compares(tmp_path):
+    for seed in (1, 2):
+        make_run(
+            tmp_path, env_id="Hopper-v5", seed=seed, evaluations={0: [0.0], 500: [100.0 + seed], 1000: [9.0 + seed]}
+        )
+    make_run(
+        tmp_path, env_id="Hopper-v5", seed=3, state="failed", exit_code=1, evaluations={0: [1.0]}, stderr_tail="a|b"
+    )
+    make_run(tmp_path, env_id="Hopper-v5", seed=4, code_sha256="of other code", evaluations={0: [0.0], 1000: [9.0]})
+    figures = {"step": 1000, "sd": 1, "env_id": "Hopper-v3"}
+    rows = [published_row(90.0, **figures | {"step": 500}), published_row(10.0, caveat="sampled", **figures)]
+    claim = published_row(99.0, kind="headline", **figures | {"step": float("nan")})
+    texts, notes = report.result_rows(cells_of(tmp_path), [*rows, claim])
+    (row,) = texts.to_dict("records")
+    assert row["seeds"] == "3 of 4; seed 3 failed: exit 1; stale" and row["claims"].startswith(
+        "99.0 ± 1.00 at unstated"
+    )
+    assert row["best over training"].endswith(", then lost (there too)")
+    assert row["verdict: difference [95 % interval]"].startswith("not separable (n = 3 | 10): +0.00 [")
+    versions, protocol = notes
+    assert row["notes"] == "n1, n2" and protocol == "source, td3: sampled" and "healthy_reward" in versions
+    assert "| 3 | failed: exit 1 | a\\|b |" in report.troubles(cells_of(tmp_path), 0)
+    assert "| 1k |" in report.points(cells_of(tmp_path), rows)
+
+
+def test_an_unknown_algorithm_stands_beside_ours(tmp_path, command):
+    finals(tmp_path / "runs", 100.0, 110.0, 120.0)
+    rows = [f"dqn,HalfCheetah-v5,{seed},{step},{step / 100 + seed}" for seed in (1, 2, 42) for step in (0, 500, 1000)]
+    (tmp_path / "mine.csv").write_text("\n".join(["algorithm,env_id,seed,step,return", *rows]))
+    make_run(tmp_path / "runs", seed=5, total=2000)  # longer than theirs
+    words = ["--results", tmp_path / "runs", tmp_path / "mine.csv", "--compare", "td3", "dqn (mine)"]
     for _ in range(2):
-        result = run_report(tmp_path, "s", "--readme", readme)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.splitlines()[-3:] == [str(tmp_path / "s" / name) for name in names]
-        seen.append([readme.read_text(), *((tmp_path / "s" / name).read_bytes() for name in names)])
-    assert seen[0] == seen[1]
-    head, table = readme.read_text().split("<!-- results:s -->")
-    assert head == before and table.endswith("<!-- /results -->\nend\n") and "old" not in table
-    row, value = "| HalfCheetah-v5 | td3 | 1k | 3 seeds |", " 110.0 [100.0, 120.0] |"
-    reference = r" [0-9.]+ ± [0-9.]+ at 100k \(v1, 10 seeds"
-    assert re.search(re.escape(row + value) + reference, table)
-    assert re.search(re.escape(row + 3 * value) + reference, (tmp_path / "s" / "report.md").read_text())
-    assert "| 0 of 1 seeds; seed 1 failed: exit 1 |" in table
+        code, out, _ = command(*words, "--output", tmp_path / "out")
+    assert code == 0 and "25.0" in out
+    text = (tmp_path / "out" / "report.md").read_text()
+    difference = r"\+85\.0 \[[\d.]+, [\d.]+\]"  # 110 - 25
+    assert re.search(
+        r"HalfCheetah-v5 \| return \| 1k \| 110 .* \| 25\.0 .* \| higher \(n = 3 \\\| 3\): " + difference, text
+    )
+    assert "| HalfCheetah-v5 | dqn (mine) | 1k | 3 | return | 25.0" in text and "![curves](curves.png)" in text
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("algorithm")
+    assert scores.loc["dqn (mine)", ["mean", "last_ten", "seeds"]].tolist() == [25, 20, 3]
+    seen = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    command(*words, "--output", tmp_path / "again")
+    assert seen == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}  # always the same bytes
 
 
-def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
-    make_run(tmp_path / "s")
-    (tmp_path / "empty").mkdir()
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- results:s -->\n<!-- results:other -->\n<!-- /results -->")
-    for suite, words, message in (
-        ("other", [], "no suite folder"), ("empty", [], "holds no run folders"),
-        ("s", ["--readme", str(readme)], "README.md has no markers"),
-        ("s", ["--readme", str(tmp_path)], "cannot read --readme"),
+def test_results_without_a_finished_run_can_be_reported(tmp_path, command):
+    make_run(tmp_path, state="failed", exit_code=1, evaluations={}, stderr_tail="ValueError: boom")
+    code, out, _ = command("--results", tmp_path)
+    assert code == 0 and "failed: exit 1" in out
+    assert "| failed: exit 1 | ValueError: boom |" in (tmp_path / "report.md").read_text()
+
+
+def test_texts_between_markers_are_renewed_and_results_merged(tmp_path, command):
+    finals(tmp_path / "runs", 100.0, 110.0)
+    make_run(tmp_path / "runs", seed=11)
+    make_run(tmp_path / "runs", seed=3, state="stopped", evaluations={0: [1.0]})
+    code, out, _ = command("--results", tmp_path / "runs", "--export", tmp_path / "kept")
+    assert code == 0 and "now holds 3 runs, 0 of them of earlier code; 1 unfinished ones left out" in out
+    page = tmp_path / "page.md"
+    page.write_text("top\n<!-- report:troubles -->\nold\n<!-- /report -->\nend\n")
+    assert command("--results", tmp_path / "kept", "--into", page)[0] == 0
+    text = page.read_text()
+    assert text.startswith("top\n<!-- report:troubles -->\n") and text.endswith("<!-- /report -->\nend\n")
+    assert "old" not in text and "1 runs on seeds from 11 on" in text and not (tmp_path / "kept" / "report.md").exists()
+
+
+def test_bad_input_is_one_line(tmp_path, command):
+    make_run(tmp_path / "runs", seed=11)
+    make_run(tmp_path / "two", seed=1)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- report:nothing -->\n<!-- /report -->")
+    for words, message in (
+        (["--results", tmp_path / "none"], "holds neither run folders nor results.csv"),
+        (["--results", tmp_path / "runs"], "only runs for tuning: add --tuning-seeds"),
+        (["--results", tmp_path / "two", "--into", page], "page.md has no markers, or unknown ones"),
+        (["--results", tmp_path / "two", "--into", tmp_path], "cannot read --into"),
+        (["--results", tmp_path / "two", "--compare", "td3", "dqn"], "--compare dqn is not in the results"),
+        (["--results", tmp_path / "two", "--output", page / "x"], "cannot write"),
     ):  # fmt: skip
-        monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--suite", suite, *words])
-        assert report.main() == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and message in error and error.count("\n") == 1
+        code, _, error = command(*words)
+        assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1, error
+    assert not list((tmp_path / "two").glob("*.*"))
 
 
-def test_without_a_suite_all_suites_are_reported_and_other_runs_left_alone(tmp_path, monkeypatch):
-    three_seeds(tmp_path / "runs" / "one")
-    three_seeds(tmp_path / "runs" / "two")
-    (tmp_path / "runs" / "Hopper-v5" / "td3" / "1-20260101").mkdir(parents=True)  # made by a script alone
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- results:two -->\n<!-- /results -->\n")
-    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path / "runs"), "--readme", str(readme)])
-    assert report.main() == 0
-    assert {path.parent.name for path in tmp_path.rglob("report.md")} == {"one", "two"}
-    assert "110.0" in readme.read_text()
-
-
-@pytest.mark.parametrize("suite", sorted(path.parent.name for path in COMMITTED.glob("*/report.md")))
-def test_readme_and_report_are_those_of_the_committed_results(suite, tmp_path):
+def test_readme_tables_and_pictures_are_those_of_the_committed_results(tmp_path, command):
     """Else: make report."""
-    shutil.copytree(COMMITTED / suite, tmp_path / suite)
-    for picture in (tmp_path / suite).glob("*.png"):
-        picture.unlink()
-    readme = Path(shutil.copy(ROOT / "README.md", tmp_path))
-    shown = f"<!-- results:{suite} -->" in readme.read_text()
-    result = run_report(tmp_path, suite, *(["--readme", readme] if shown else []))
-    assert result.returncode == 0, result.stderr
-    assert readme.read_text() == (ROOT / "README.md").read_text()
-    assert (tmp_path / suite / "report.md").read_text() == (COMMITTED / suite / "report.md").read_text()
-    pictures = {path.name for path in (tmp_path / suite).glob("*.png")}
-    assert pictures == {path.name for path in (COMMITTED / suite).glob("*.png")}
-    for name in pictures:
-        drawn, kept = plt.imread(tmp_path / suite / name), plt.imread(COMMITTED / suite / name)
-        assert drawn.shape == kept.shape, name
+    pages = ROOT / "README.md", COMMITTED / "README.md"
+    copies = [Path(shutil.copy(page, tmp_path / f"{k}.md")) for k, page in enumerate(pages)]
+    code, _, error = command("--results", COMMITTED, "--output", tmp_path / "out", "--into", *copies)
+    assert code == 0, error
+    assert [copy.read_text() for copy in copies] == [page.read_text() for page in pages]
+    assert len(pages[0].read_text().splitlines()) <= 130
+    assert (tmp_path / "out" / "scores.csv").read_text() == (COMMITTED / "scores.csv").read_text()
+    for path in (tmp_path / "out").glob("*.png"):
+        drawn, kept = plt.imread(path), plt.imread(COMMITTED / path.name)
+        assert drawn.shape == kept.shape, path
         differing = (np.abs(drawn - kept) > 0.1).any(-1)  # other processors may round a few edges differently
-        assert differing.mean() < 1e-4, name
+        assert differing.mean() < 1e-4, path
 
 
-def test_the_committed_results_are_compact_and_every_algorithm_learns_its_task_of_the_quick_suite():
-    """8 algorithms on 9 tasks with 10 seeds stay below 100 MB. An untrained Reacher gets about -11 to -13."""
-    for folder in COMMITTED.glob("*/*/*/*/"):
-        assert sum(path.stat().st_size for path in folder.iterdir()) < 100e6 / (8 * 9 * 10), folder
-        assert {path.suffix for path in folder.iterdir()} == {".csv", ".json"}, folder
-    folders = sorted(COMMITTED.glob("quick/*/*/*/"))
-    assert len({folder.parts[-3] for folder in folders}) == 8 and len(folders) == 24
-    for folder in folders:
-        column, least = SOLVED[folder.parts[-2]]
-        with open(folder / "eval.csv") as file:
-            rows = list(csv.DictReader(file))
-        last = [float(row[column]) for row in rows if row["step"] == rows[-1]["step"]]
-        assert len(last) == 10 and np.mean(last) >= least, folder
+def test_every_algorithm_learns_its_task_of_the_quick_suite():
+    """In the committed results of at most 300k steps. An untrained Reacher gets about -11 to -13."""
+    evaluations, runs = records.read([COMMITTED])
+    quick = runs[(runs["total_timesteps"] < 300_000) & (runs["seed"] < 11) & ~runs["algorithm"].str.contains("-")]
+    last = evaluations[evaluations["run"].isin(quick["run"])].groupby("run").last()
+    assert set(last["algorithm"]) == {path.stem for path in (ROOT / "algorithms").glob("*.py")} and len(last) >= 24
+    for row in last.to_dict("records"):
+        column, least = SOLVED[row["env_id"]]
+        assert row["episodes"] == 10 and row[column] >= least, row

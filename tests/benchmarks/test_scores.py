@@ -1,96 +1,130 @@
-"""benchmarks/scores.py: statistics against values worked out by hand."""
+"""benchmarks/scores.py: statistics against values worked out by hand, and against simulated seeds."""
 
 import numpy as np
 import pytest
-import records
+import scipy.stats
 import scores
-from fake_runs import make_run
-from rliable import metrics
+from fake_runs import cells_of, finals, make_run
 
 MATRIX = np.array([[0.0, 0.2, 2.0], [0.4, 0.6, 4.0]])  # 2 seeds on 3 tasks
 
 
-def test_mean_median_iqm_and_their_intervals():
-    for values, iqm in (
-        ([1, 2, 6], 3), ([100, 0, 1, 2], 1.5),  # floor(n / 4) = 0 or 1 dropped on each side
-        ([1000, 0, 0, 10, 20, 30, 40, 50], 25),  # 2 dropped on each side: (10 + 20 + 30 + 40) / 4
-    ):  # fmt: skip
-        estimate = scores.estimate(np.array(values, dtype=float))
-        assert (estimate.iqm, estimate.mean) == pytest.approx((iqm, sum(values) / len(values)))
-    for values, interval in (
-        ([0, 10], (0, 10)),  # means 0, 5, 10 with probabilities 1/4, 1/2, 1/4
-        ([0, 0, 0, 40], (0, 30)),  # 10 k with k ~ Binomial(4, 1/4): P(k = 4) < 2.5 % < P(k >= 3)
-    ):  # fmt: skip
-        assert scores.estimate(np.array(values, dtype=float)).mean_interval == pytest.approx(interval)
-    estimate = scores.estimate(np.array([0.0, 1.0, 50.0]))
-    # a resample's median is 0 with probability 7/27, 1 with 13/27 and 50 with 7/27
-    assert estimate.median == 1 and estimate.median_interval == (0, 50)
-    estimate = scores.estimate(np.array([1.0, 2, 3, 4, 5, 6, 7, 1e6]))
-    assert estimate.iqm_interval[1] < 3e5 < estimate.mean_interval[1], "an outlier does not count"
-    assert scores.estimate(np.array([3.0])) == scores.Estimate(1, 3.0, None, 3.0, None, 3.0, None)
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_t_interval_of_normal_seeds_covers_95_percent(n):
+    seeds = np.random.default_rng(n).normal(7.0, 2.0, (20_000, n))
+    bounds = [scores.t_interval(mean, sd, n) for mean, sd in zip(seeds.mean(1), seeds.std(1, ddof=1), strict=True)]
+    covered = np.mean([low <= 7 <= high for low, high in bounds])
+    assert abs(covered - 0.95) < 0.015
 
 
-def test_intervals_are_reproducible_and_leave_the_global_generator_alone():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(4, 3)), rng.normal(size=(5, 3))
-
-    def drawn() -> np.ndarray:
-        scores.cached_estimate.cache_clear()
-        parts = scores.aggregates(x)[1], scores.profile(x, np.linspace(-1, 1, 5))[1], scores.improvement(x, y)[1]
-        estimate = scores.estimate(x[:, 0])
-        return np.concatenate([np.ravel(part) for part in (*parts, scores.band(x), estimate.mean_interval)])
-
-    np.random.seed(1)
-    first, after = drawn(), np.random.random()
-    np.random.seed(1)
-    assert np.random.random() == after
-    np.testing.assert_array_equal(drawn(), first)
+@pytest.mark.parametrize(("n", "cut", "covers"), [(3, 0, 75), (5, 0, 85), (10, 0, 90), (5, 1, 91), (10, 2, 94)])
+def test_what_the_bootstrap_covers_is_what_the_documentation_says(n, cut, covers):
+    """Of the mean, and of the interquartile mean, for which `cut` = floor(n / 4) scores are dropped on each side."""
+    rng = np.random.default_rng(n)
+    seeds = rng.normal(size=(4_000, n))
+    drawn = np.sort(seeds[:, rng.integers(n, size=(500, n))], axis=-1)  # 500 resamples, the same for all
+    low, high = np.quantile(drawn[..., cut : n - cut].mean(-1), [0.025, 0.975], axis=1)
+    assert 100 * np.mean((low <= 0) & (high >= 0)) == pytest.approx(covers, abs=1.5)
+    assert f"{covers} %" in scores.__doc__
 
 
-def test_aggregates_and_their_intervals():
-    points, bounds = scores.aggregates(MATRIX)
-    iqm = (0.2 + 0.4 + 0.6 + 2.0) / 4  # of 6 scores the lowest and the highest are dropped
-    median, mean = 0.4, (0.2 + 0.4 + 3.0) / 3  # of the tasks' means 0.2, 0.4, 3
-    assert points == pytest.approx([iqm, median, mean, (1 + 0.6 + 0.8 + 0.4 + 0 + 0) / 6])
-    assert scores.AGGREGATES == ("IQM", "median", "mean", "optimality gap")
-    assert bounds.shape == (2, 4) and (bounds[0] <= points).all() and (points <= bounds[1]).all()
-    _, bounds = scores.aggregates(np.tile([[0.0], [1.0]], 16))
-    assert 0.2 < bounds[0, 2] < 0.4 < 0.6 < bounds[1, 2] < 0.8  # 16 independent draws; 0 and 1 if tasks shared them
+def test_welch_by_hand():
+    """Ours 1, 2, 3 (variance 1), theirs 4 and 1.5 (n = 9, variance 2.25): squared errors 1/3 and 1/4."""
+    made = scores.welch(np.array([1.0, 2, 3]), 4.0, 1.5, 9)
+    df = (7 / 12) ** 2 / ((1 / 3) ** 2 / 2 + (1 / 4) ** 2 / 8)  # 5.4
+    half = scipy.stats.t.ppf(0.975, df) * (7 / 12) ** 0.5
+    assert df == pytest.approx(5.3698, rel=1e-4) and made.interval == pytest.approx((-2 - half, -2 + half))
+    assert made.verdict == "lower" and str(made) == "lower (n = 3 | 9): -2.00 [-3.92, -0.08]"
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "probability", "interval"),
+    ("ours", "mean", "sd", "n", "text"),
     [
-        ([[1, 2], [3, 4]], [[2, 0], [2, 0]], (2 / 4 + 4 / 4) / 2, None),
-        ([[1], [1]], [[1], [0]], (0.5 + 1 + 0.5 + 1) / 4, None),  # ties count half
-        ([[0], [1]], [[0.5], [0.5]], 0.5, (0, 1)),  # 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4
-        ([[0]] * 4 + [[1]] * 4, [[0.5]] * 8, 0.5, (1 / 8, 7 / 8)),  # as in the profile
-        ([[2], [3]], [[0], [1]], 1, (1, 1)),
+        ([110, 110, 113], 100.0, 1.0, 10, "higher (n = 3 | 10): +11.0 ["),
+        ([90, 110, 130], 100.0, 9.0, 10, "not separable (n = 3 | 10): +10.0 ["),
+        ([110.0], 100.0, 1.0, 10, "not separable (n = 1 | 10): +10.0, not tested: 1 seed"),
+        ([110, 110, 110], 100.0, 0.0, 10, "not separable (n = 3 | 10): +10.0, no spread"),  # no interval of width zero
+        ([110, 110, 110], 100.0, 1.0, 10, "higher (n = 3 | 10): +10.0 [9.28, 10.7]"),  # 2.262 / sqrt(10)
+        (
+            [110, 110, 113],
+            10.0,
+            None,
+            None,
+            "not separable (n = 3 | ?): +101 [96.7, 105], not tested: no spread over",
+        ),
     ],
 )
-def test_probability_of_improvement(x, y, probability, interval):
-    x, y = np.array(x, dtype=float), np.array(y, dtype=float)
-    chance, bounds = scores.improvement(x, y)
-    assert chance == pytest.approx(probability) == pytest.approx(metrics.probability_of_improvement(x, y))
-    assert scores.improvement(y, x)[0] == pytest.approx(1 - probability)
-    assert bounds[0] <= chance <= bounds[1] and (interval is None or bounds == pytest.approx(interval))
+def test_verdicts(ours, mean, sd, n, text):
+    """A verdict comes with its difference; where one side has no spread over seeds, nothing is tested."""
+    assert str(scores.welch(np.array(ours, dtype=float), mean, sd, n)).startswith(text)
+
+
+def test_welch_agrees_with_scipy_on_the_verdict():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        ours, theirs = rng.normal(0, 1, 4), rng.normal(1, 2, 6)
+        made = scores.welch(ours, theirs.mean(), theirs.std(ddof=1), 6)
+        p = scipy.stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+        assert (made.verdict != "not separable") == (p < 0.05)
+
+
+def test_seeds_with_the_same_settings_are_pooled_and_tuning_seeds_are_apart(tmp_path):
+    for seed in (1, 2, 10, 11, 12):
+        make_run(tmp_path, seed=seed)
+    make_run(tmp_path / "other", seed=3, args={"gamma": 0.5})
+    make_run(tmp_path / "longer", seed=4, total=2000)
+    found = cells_of(tmp_path)
+    assert [(cell.name, cell.total, cell.seeds) for cell in found] == [
+        ("td3", 1000, [1, 2, 10]), ("td3 gamma 0.5", 1000, [3]), ("td3", 2000, [4])
+    ]  # fmt: skip
+    assert [cell.seeds for cell in cells_of(tmp_path, tuning=True)] == [[11, 12]]
+    assert [(cell.name, cell.total) for cell in scores.longest(found)] == [("td3", 2000), ("td3 gamma 0.5", 1000)]
+    path = tmp_path / "other.csv"  # another program's seeds may have any number
+    path.write_text("algorithm,env_id,seed,step,return\ndqn,My-v0,1234,0,1\ndqn,My-v0,1234,9,2\n")
+    assert [(cell.name, cell.seeds) for cell in cells_of(path)] == [("dqn (other)", [1234])]
+
+
+def test_values_at_a_step_and_curves(tmp_path):
+    make_run(tmp_path, seed=1, evaluations={0: [0.0], 500: [10.0], 1000: [30.0]})
+    make_run(tmp_path, seed=2, evaluations={0: [2.0], 510: [20.0], 1010: [50.0]})  # ends of batches
+    (cell,) = cells_of(tmp_path)
+    assert cell.at(500, "return").tolist() == [10, 20]  # within 2.5 %
+    assert cell.at(755, "return") is None  # too far from both
+    assert cell.at(1020, "return").tolist() == [30, 50] and cell.at(1030, "return") is None
+    assert cell.at(float("nan"), "return") is None and cell.at(500, "success") is None
+    assert cell.curve("return").index.tolist() == [0, 500, 1000]
+    assert cell.curve("return").loc[500].tolist() == pytest.approx([10, 2 + 18 * 500 / 510])
+    make_run(tmp_path / "often", seed=3, evaluations={0: [0.0], 900: [1.0], 1000: [3.0]})
+    assert cells_of(tmp_path / "often")[0].at(950, "return").tolist() == [2]  # between evaluations
+    assert cell.best("return")[1] == 1000 and cell.last_ten("return") == pytest.approx((40 / 3 + 72 / 3) / 2)
+
+
+def test_aggregates():
+    points, bounds = scores.aggregates(MATRIX)
+    iqm = (0.2 + 0.4 + 0.6 + 2.0) / 4  # of 6 scores the lowest and the highest are dropped
+    assert points == pytest.approx([iqm, 1.2, (1 + 0.6 + 0.8 + 0.4 + 0 + 0) / 6])
+    errors = np.array([0.08, 0.08, 2.0]) / 2 / 9  # variances 0.08, 0.08, 2; 2 seeds; a third of each task's mean
+    half = scipy.stats.t.ppf(0.975, errors.sum() ** 2 / (errors**2).sum()) * errors.sum() ** 0.5
+    assert bounds[:, 1] == pytest.approx([1.2 - half, 1.2 + half]) and np.isnan(bounds[:, [0, 2]]).all()
+    ten = np.random.default_rng(0).normal(size=(10, 2))
+    state = np.random.get_state()[1].copy()
+    points, bounds = scores.aggregates(ten)
+    assert (bounds[0] < points).all() and (points < bounds[1]).all()
+    np.testing.assert_array_equal(bounds, scores.aggregates(ten)[1])  # the same scores, the same digits
+    assert (np.random.get_state()[1] == state).all() and scores.bootstrap(ten[:9], np.mean) is None
 
 
 def test_normalised_scores(tmp_path):
     tasks = ("A-v5", "B-v5", "C-v5")
-    for algorithm, task, finals in (
+    for algorithm, task, values in (
         ("td3", "A-v5", (10, 20, 30)), ("td3", "B-v5", (0, 100)),  # one seed fewer
         ("sac", "A-v5", (110, 10)), ("sac", "B-v5", (50, 50)), ("sac", "C-v5", (1, 2)),  # which only one of the two has
-        ("ppo", "A-v5", (1, 2)), ("ddpg", "A-v5", (1,)), ("ddpg", "B-v5", (1,)),  # one task; one seed
-        *(("a2c", task, (1, 2)) for task in tasks[2:]),  # none in common with others
+        ("ppo", "A-v5", (1, 2)), ("ddpg", "A-v5", (1,)), ("ddpg", "B-v5", (1,)), ("a2c", "C-v5", (1, 2)),
     ):  # fmt: skip
-        for seed, final in enumerate(finals, 1):
-            make_run(tmp_path / "s", algorithm, task, seed, evaluations={1000: [final]})
-    results = scores.summarise(records.load_runs(tmp_path, "s"))
-    chosen, matrices = scores.normalised(
-        results, dict(zip(tasks, ((10.0, 110.0), (0.0, 50.0), (0.0, 1.0)), strict=True))
-    )
+        finals(tmp_path, *values, algorithm=algorithm, env_id=task)
+    levels = dict(zip(tasks, ((10.0, 110.0), (0.0, 50.0), (0.0, 1.0)), strict=True))
+    chosen, matrices = scores.normalised(cells_of(tmp_path), levels)
     assert chosen == ["A-v5", "B-v5"] and set(matrices) == {"td3", "sac"}
     np.testing.assert_allclose(matrices["td3"], [[0, 0], [0.1, 2]])
     np.testing.assert_allclose(matrices["sac"], [[1, 1], [0, 1]])
-    assert scores.normalised(results, {"A-v5": (0.0, 1.0)}) == ([], {})
+    assert scores.normalised(cells_of(tmp_path), {"A-v5": (0.0, 1.0)}) == ([], {})
