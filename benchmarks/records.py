@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 import tyro
-from suites import ON_POLICY, SUITES, Experiment
+from suites import SUITES, Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
+ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")
 COMMITTED = ROOT / "benchmarks" / "results"
 SAME_STEP = 0.025  # relative: on-policy evaluations fall on the ends of rollouts, near the round numbers
 METRICS = {"return": "return of the deterministic policy", "success_rate": "success rate of the deterministic policy"}
@@ -208,6 +209,20 @@ def load_runs(results: Path, suite: str) -> list[Run]:
 # ======================================================================================================================
 # 2 Staleness
 # ======================================================================================================================
+
+
+def canonical(node: Any) -> Any:
+    """A syntax tree as nested lists, the same for every Python version; statements that are only a string left out."""
+    if isinstance(node, list):
+        return [canonical(x) for x in node if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
+    if isinstance(node, ast.AST):
+        return [type(node).__name__, *([k, canonical(v)] for k, v in ast.iter_fields(node) if v not in (None, []))]
+    return repr(node)
+
+
+def code_sha256(script: Path) -> str:
+    """Hash of a script's code: comments, docstrings, help texts (strings below a field) and layout do not count."""
+    return hashlib.sha256(json.dumps(canonical(ast.parse(script.read_text()))).encode()).hexdigest()
 
 
 def algorithm_sha256(script: Path) -> str | None:
