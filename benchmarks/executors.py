@@ -136,7 +136,7 @@ class Ray(Local):
         self.code = tempfile.TemporaryDirectory(prefix="gradus-code-")
         for script in {*ROOT.glob("algorithms/*.py"), *ROOT.glob("benchmarks/*.py"), *scripts}:
             copy = Path(self.code.name, self.place(script))
-            copy.parent.mkdir(exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(script, copy)
         for module in Path.cwd().glob("*.py"):  # own environments
             shutil.copy(module, self.code.name)

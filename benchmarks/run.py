@@ -129,7 +129,8 @@ class Job:
     def look(self) -> None:
         """Set the status from what is in the folder. Raises InputError if that is a run of other settings."""
         e, config = self.experiment, read_json(self.folder / "config.json")
-        before, code = read_json(self.folder / "harness" / "status.json"), code_sha256(e.script)
+        before = read_json(self.folder / "harness" / "status.json")
+        code, sha256, commit = version_of(e.script, e.script.stat().st_mtime_ns)
         wanted = {"flags": e.flags, "total_timesteps": e.total_timesteps}
         here = {name: before.get(name, value) for name, value in wanted.items()}
         here["total_timesteps"] = config.get("args", {}).get("total_timesteps", here["total_timesteps"])
@@ -137,8 +138,8 @@ class Job:
             raise InputError(f"{self.folder} is a run with {here}, not {wanted}: choose other --results")
         known = before if here == wanted else {}
         if config and not known:  # started by hand
-            same = config.get("script_sha256") == hashlib.sha256(e.script.read_bytes()).hexdigest()
-            known = {"code_sha256": code if same else "unknown", "commit": commit_of(e.script) if same else None}
+            same = config.get("script_sha256") == sha256
+            known = {"code_sha256": code if same else "unknown", "commit": commit if same else None}
         if known.get("state") == "running":  # its harness was killed
             known["seconds"] = float((last_row(self.folder / "metrics.csv") or [0, 0])[1])
         known["state"] = (
@@ -146,7 +147,7 @@ class Job:
             else "stopped" if config else "waiting"
         )  # fmt: skip
         if not config:
-            known |= {"code_sha256": code, "commit": commit_of(e.script)}
+            known |= {"code_sha256": code, "commit": commit}
         elif known["state"] != "done" and known["code_sha256"] != code:
             known |= {"code_sha256": "changed while the run was made", "commit": None}
         self.status = {
@@ -211,14 +212,16 @@ def reached(folder: Path) -> int:
 
 
 @functools.cache
-def commit_of(script: Path) -> str | None:
-    """Git commit of a script; None if it is in no repository, or changed since."""
+def version_of(script: Path, modified: int) -> tuple[str, str, str | None]:
+    """Hashes of a script's code and file, and its Git commit: None if it is in no repository, or changed since.
+
+    It is looked up once per time of modification.
+    """
     git = ["git", "-C", str(script.parent)]
-    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", script.name], capture_output=True)
-    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", script.name], capture_output=True)
-    if same.returncode or tracked.returncode:
-        return None
-    return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commands = ["ls-files", "--error-unmatch", script.name], ["diff", "--quiet", "HEAD", "--", script.name]
+    clean = all(subprocess.run([*git, *command], capture_output=True).returncode == 0 for command in commands)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() if clean else None
+    return code_sha256(script), hashlib.sha256(script.read_bytes()).hexdigest(), head
 
 
 # ======================================================================================================================
@@ -248,12 +251,16 @@ def plan(args: Args) -> list[Job]:
     names = Counter((e.label, e.env_id) for e in made)
     if (twice := names.most_common(1)[0])[1] > 1:
         raise InputError(f"{' on '.join(twice[0])} is in the plan twice: rename the script or the variant")
-    asked, results = parse_seeds(args.seeds), results_folder(args)
-    most = asked or range(1, max(e.seeds for e in made) + 1)
+    asked = parse_seeds(args.seeds)
+    seeds = asked or range(1, max(e.seeds for e in made) + 1)
+    return jobs_of([(e, seed) for seed in seeds for e in made if asked or seed <= e.seeds], results_folder(args))
+
+
+def jobs_of(runs: list[tuple[Experiment, int]], results: Path) -> list[Job]:
+    """The runs (experiment, seed) with what is known of them. Raises InputError if one cannot go on."""
     jobs = [
-        Job(e, seed, results / e.label / e.env_id.replace(":", "-").replace("/", "-") / str(seed))
-        for seed in most for e in made if asked or seed <= e.seeds
-    ]  # fmt: skip
+        Job(e, seed, results / e.label / e.env_id.replace(":", "-").replace("/", "-") / str(seed)) for e, seed in runs
+    ]
     for job in jobs:
         job.look()
     return jobs

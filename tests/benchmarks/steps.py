@@ -1,6 +1,6 @@
 """A script with the command line of those in algorithms/ that only counts: for the tests of the harness.
 
-Every 100 steps it evaluates and writes its checkpoint; it has the seed as its return.
+Every 100 steps it evaluates and writes its checkpoint; its return is the seed plus --gain.
 """
 
 import argparse
@@ -21,6 +21,8 @@ for flag, kind in (
 parser.add_argument("--delay", type=float, default=0.0, help="seconds per 100 steps")
 parser.add_argument("--crash-at", type=int, help="step at which it fails")
 parser.add_argument("--stop-at", type=int, help="step at which it ends without a word")
+parser.add_argument("--gain", type=float, default=0)
+parser.add_argument("--eval-every", type=int, help="not heeded")
 args = parser.parse_args()
 folder = args.run_dir or args.resume
 folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ for step in range(start + 100, args.total_timesteps + 100, 100):
         raise RuntimeError("the simulator broke")
     if args.stop_at and step >= args.stop_at:
         break
-    for name, row in (("metrics", f"{step},{step / 100}\n"), ("eval", f"{step},0,{args.seed},9\n")):
+    for name, row in (("metrics", f"{step},{step / 100}\n"), ("eval", f"{step},0,{args.seed + args.gain:g},9\n")):
         with open(folder / f"{name}.csv", "a") as file:
             file.write(row)
     checkpoint.with_suffix(".tmp").write_text(str(step))

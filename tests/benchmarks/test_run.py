@@ -94,10 +94,11 @@ def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(t
 
 
 @pytest.mark.parametrize(
-    ("words", "seeds"), [((), []), (("3",), [1, 2, 3]), (("5", "7", "5"), [5, 7]), (("11-13", "20"), [11, 12, 13, 20]), (("4-4",), [4])]
-)  # fmt: skip
+    ("words", "seeds"),
+    [("", []), ("3", [1, 2, 3]), ("5 7 5", [5, 7]), ("11-13 20", [11, 12, 13, 20]), ("4-4", [4])],
+)
 def test_seeds_are_a_count_a_list_or_ranges(words, seeds):
-    assert run.parse_seeds(words) == seeds
+    assert run.parse_seeds(tuple(words.split())) == seeds
 
 
 def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
@@ -148,7 +149,7 @@ def test_finished_runs_are_left_alone_and_other_settings_refused(tmp_path):
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
     assert run.main(args(tmp_path, seeds=("2",))) == 0, "only seed 2 was made"
     for change in ({"total_timesteps": 400}, {"flags": "--delay 0"}):
-        with pytest.raises(InputError, match="is a run with .* choose other --results"):
+        with pytest.raises(InputError, match=r"is a run with .* choose other --results"):
             run.main(args(tmp_path, **change))
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
     (folder / "harness" / "status.json").unlink()  # as if started by hand: with which script is not known
@@ -308,7 +309,7 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
 
 def test_a_cluster_needs_ray_and_a_share_that_exists(tmp_path, monkeypatch):
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="--executor ray needs Ray: pip install -r requirements-extra.txt"):
+    with pytest.raises(InputError, match=r"--executor ray needs Ray: pip install -r requirements-extra.txt"):
         run.main(args(tmp_path, executor="ray"))
 
 
@@ -320,7 +321,7 @@ def test_files_that_travel_are_those_that_changed_and_the_checkpoint_is_no_newer
     (here / ".lock").touch()
     seen: dict = {}
     first = executors.changes(here, seen)
-    assert list(first) == ["checkpoint.pt", "eval.csv", "harness/stderr.log", "policy.pt"]
+    assert list(first) == ["checkpoint.pt", "eval.csv", "harness/stderr.log", "policy.pt"] and first == files
     executors.write_files(there, first)
     assert executors.changes(here, seen) == {} and (there / "policy.pt").read_bytes() == b"2"
     executors.write_files(here, {"policy.pt": b"new", "eval.csv": b"a\nb\n"})
