@@ -121,8 +121,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Keyword arguments of the library's classes; normalize: VecNormalize of observations and rewards; noise: of actions.
 
-Source: DLR-RM/rl-baselines3-zoo, commit 22e3ff2, hyperparams/{a2c,ddpg,ppo,sac,td3,trpo}.yml, sections "Mujoco Envs" and
-"10 mujoco envs"; where they are given for v3 or v4 of a task they are taken for v5."""
+Source: DLR-RM/rl-baselines3-zoo, commit 22e3ff2, hyperparams/{a2c,ddpg,ppo,sac,td3,trpo}.yml, sections "Mujoco Envs"
+and "10 mujoco envs"; where they are given for v3 or v4 of a task they are taken for v5."""
 
 
 @dataclass

@@ -148,11 +148,12 @@ class Job:
         )  # fmt: skip
         if not config:
             known |= {"code_sha256": code, "commit": commit}
-        elif known["state"] != "done" and known["code_sha256"] != code:
+        elif known["state"] != "done" and known.get("code_sha256") != code:
             known |= {"code_sha256": "changed while the run was made", "commit": None}
         self.status = {
             **wanted, "label": e.label, "reason": e.reason, "seconds": 0.0, "failures": 0, "exit_code": None,
-            "stderr_tail": "", "hardware": "unknown", "command": self.command(), **known,
+            "stderr_tail": "", "hardware": "unknown", "command": self.command(),
+            "code_sha256": "unknown", "commit": None, **known,
         }  # fmt: skip
 
     def write(self, **changes: Any) -> None:
@@ -234,9 +235,8 @@ def plan(args: Args) -> list[Job]:
     for name in ("total_timesteps", "jobs", "attempts", "time_budget", "cpus"):
         value, least = getattr(args, name), 0 if name in ("time_budget", "cpus") else 1
         if value is not None and (value < least or value == 0):
-            raise InputError(
-                f"--{name.replace('_', '-')} {value} is out of range: use {'more than 0' if not least else 1}"
-            )
+            valid = f"at least {least}" if least else "more than 0"
+            raise InputError(f"--{name.replace('_', '-')} {value} is out of range: use {valid}")
     chosen = from_suite(args) if args.suite else own(args)
     variants = [("", ""), *(entry.partition("=")[::2] for entry in args.variant)]
     made = []
@@ -278,9 +278,8 @@ def from_suite(args: Args) -> list[Experiment]:
     ):  # fmt: skip
         for name in chosen:
             if name not in known:
-                raise InputError(
-                    f"--{flag} {name} is not in suite {args.suite}: choose from {', '.join(sorted(known))}"
-                )
+                names = ", ".join(sorted(known))
+                raise InputError(f"--{flag} {name} is not in suite {args.suite}: choose from {names}")
     return [
         e for e in members
         if (not args.algorithms or e.label in args.algorithms) and (not args.tasks or e.env_id in args.tasks)
@@ -293,9 +292,8 @@ def own(args: Args) -> list[Experiment]:
         raise InputError(f"no plan: name --algorithms or --script, and --tasks; or a --suite of {', '.join(SUITES)}")
     for name in args.algorithms:
         if name not in ALGORITHMS + PEERS:
-            raise InputError(
-                f"--algorithms {name} does not exist: choose from {', '.join(ALGORITHMS + PEERS)}, or --script"
-            )
+            names = ", ".join(ALGORITHMS + PEERS)
+            raise InputError(f"--algorithms {name} does not exist: choose from {names}, or name a --script")
     for path in map(Path, args.script):
         if not path.is_file():
             raise InputError(f"--script {path} does not exist: name a Python file")

@@ -191,7 +191,8 @@ def confirm(args: Args, study: optuna.Study) -> str:
     if reason := run.execute(todo, executor := Local(), args.jobs or executor.slots(), results):
         raise InputError(f"stopped ({reason}) while the best settings were confirmed; the same command goes on")
     seeds, unseen = (", ".join(map(str, x)) for x in (args.seeds, fresh))
-    lines = [f"best of {len(study.get_trials(states=FINISHED))} trials: {flags_of(best.params)}, score {best.value:.4g} on seeds {seeds}"]
+    trials, settings = len(study.get_trials(states=FINISHED)), flags_of(best.params)
+    lines = [f"best of {trials} trials: {settings}, score {best.value:.4g} on seeds {seeds}"]
     for task in parse_tasks(args.tasks):
         returns = {
             name: [run.last_evaluation(job.folder) for job in jobs if job.experiment.env_id == task]

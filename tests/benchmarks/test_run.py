@@ -112,7 +112,8 @@ def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
         ({"seeds": ("x",)}, "--seeds x is not a seed"), ({"seeds": ("0",)}, "--seeds 0 names none"),
         ({"jobs": 0}, "--jobs 0 is out of range"), ({"time_budget": 0.0}, "--time-budget 0.0 is out of range"),
         ({"variant": ("fast",)}, "--variant fast: write"), ({"variant": ("a=--seed 3",)}, "--seed is set by the plan"),
-        ({"variant": ("a=--x 1", "a=--x 2")}, "steps-a on Task-v0 is in the plan twice"), ({"flags": "1"}, "begin with"),
+        ({"variant": ("a=--x 1", "a=--x 2")}, "steps-a on Task-v0 is in the plan twice"),
+        ({"flags": "1"}, "begin with"),
         ({"results": STEPS}, f"cannot write --results {STEPS}"), ({"pause": True}, "no benchmark is running in"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
@@ -278,7 +279,7 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
-        plan = args(tmp_path, seeds=("2",), total_timesteps=2500, flags="--delay 0.8", jobs=None)
+        plan = args(tmp_path, seeds=("2",), total_timesteps=1500, flags="--delay 0.8", jobs=None)
         jobs = run.plan(plan)
         executor = executors.Ray(cluster.address, 1, 0, 3, [job.experiment.script for job in jobs])
         assert executor.slots() == 2
@@ -298,12 +299,11 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
     assert [job.status["state"] for job in jobs] == ["done", "done"]
     assert "its machine was lost" in capsys.readouterr().out
     starts = sorted([start["start"] for start in started(job.folder)] for job in jobs)
-    assert len(starts[0]) == 2 and starts[0][1] >= 100 and starts[1] == [0], (
-        "one went on elsewhere, the other undisturbed"
-    )
+    assert starts[0] == [0], "the run on the other machine was left in peace"
+    assert len(starts[1]) == 2 and starts[1][1] >= 100, "and this one went on from its last checkpoint"
     for job in jobs:
         rows = (job.folder / "eval.csv").read_text().splitlines()[1:]
-        assert rows == [f"{step},0,{job.seed},9" for step in range(100, 2600, 100)]
+        assert rows == [f"{step},0,{job.seed},9" for step in range(100, 1600, 100)]
     assert not ray.is_initialized()
 
 
@@ -315,9 +315,8 @@ def test_a_cluster_needs_ray_and_a_share_that_exists(tmp_path, monkeypatch):
 
 def test_files_that_travel_are_those_that_changed_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    executors.write_files(
-        here, {"eval.csv": b"a\n", "harness/stderr.log": b"", "checkpoint.pt": b"1", "policy.pt": b"2"}
-    )
+    files = {"eval.csv": b"a\n", "harness/stderr.log": b"", "checkpoint.pt": b"1", "policy.pt": b"2"}
+    executors.write_files(here, files)
     (here / ".lock").touch()
     seen: dict = {}
     first = executors.changes(here, seen)
