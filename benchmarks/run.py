@@ -16,6 +16,7 @@ interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -159,7 +160,7 @@ class Job:
     def write(self, **changes: Any) -> None:
         """Change the status, in status.json too."""
         config = read_json(self.folder / "config.json")
-        self.status |= changes | {name: config.get(name) for name in ("versions", "script_sha256")}
+        self.status |= changes | {"versions": config.get("versions", {}), "script_sha256": config.get("script_sha256")}
         (self.folder / "harness").mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "harness" / "status.json", json.dumps(self.status, indent=2) + "\n")
 
@@ -246,7 +247,10 @@ def plan(args: Args) -> list[Job]:
         for e in chosen:
             flags = e.flags | parse_flags(args.flags) | parse_flags(text)
             steps = args.total_timesteps or e.total_timesteps
-            label, reason = "-".join(filter(None, (e.variant, name))), "; ".join(filter(None, (e.reason, name)))
+            label, reason = (
+                "-".join(filter(None, (e.variant, name))),
+                "; ".join(filter(None, (e.reason, name and f"variant {name}"))),
+            )
             made.append(replace(e, total_timesteps=steps, flags=flags, variant=label, reason=reason))
     names = Counter((e.label, e.env_id) for e in made)
     if (twice := names.most_common(1)[0])[1] > 1:
@@ -349,7 +353,7 @@ def claim(results: Path) -> FileLock:
     lock = FileLock(results / ".harness.lock", is_singleton=True)
     try:
         results.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # --status takes it for a moment
     except Timeout as error:
         raise InputError(f"{results} is in use by another benchmark: wait for it, or choose other --results") from error
     except OSError as error:
@@ -386,11 +390,13 @@ def execute(
                 ended, running = wait(running, timeout=1, return_when=FIRST_EXCEPTION)
                 for future in ended:
                     future.result()
+                bar.update(steps_of(jobs) - bar.n)
+                if not running:
+                    break
                 if pause.exists() != bool(executor.paused_at):
                     executor.pause(pause.exists())
                     paused.write_text(executor.pause_note) if executor.paused_at else paused.unlink(missing_ok=True)
                 bar.set_postfix_str(", ".join(map(str, (job for job in jobs if job.status["state"] == "running"))))
-                bar.update(steps_of(jobs) - bar.n)
                 if time.monotonic() > deadline:
                     reasons.append("the time budget is used up")
                 if reason := watch():
@@ -426,8 +432,9 @@ def ask_to_pause(results: Path, wanted: bool) -> str:
 
 def in_use(results: Path) -> bool:
     """Whether a benchmark is running in a results folder."""
+    path = results / ".harness.lock"
     try:
-        with FileLock(results / ".harness.lock", timeout=0) if results.is_dir() else open(os.devnull):
+        with FileLock(path, timeout=0) if path.exists() else contextlib.nullcontext():
             return False
     except Timeout:
         return True
@@ -466,7 +473,7 @@ def overview(results: Path) -> Table:
 
 def main(args: Args) -> int:
     """Plan, run, summarise; returns the exit code. Raises InputError."""
-    console, results = Console(), results_folder(args)
+    console, results = Console(highlight=False), results_folder(args)
     if not console.is_terminal:
         console.width = max(console.width, 160)  # into a file or pipe, where no terminal limits the table
     if args.pause or args.resume:
