@@ -80,7 +80,6 @@ class Local:
         with self.lock:
             if self.stopped:
                 return None
-            job.status["hardware"] = hardware()
             process = launch(job.command()[1:], job.folder / "harness")
             self.processes.add(process)
             if self.paused_at:

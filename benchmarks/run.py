@@ -36,7 +36,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import tyro
-from executors import InputError, Local, Ray
+from executors import InputError, Local, Ray, hardware
 from filelock import FileLock, Timeout
 from records import code_sha256, read_json, write_atomically
 from rich.console import Console
@@ -171,7 +171,7 @@ class Job:
         if executor.stopped:
             return
         began = executor.clock()
-        self.write(state="running", command=self.command())
+        self.write(state="running", command=self.command(), hardware=hardware())  # on a cluster replaced later
         tqdm.write(f"{self}: running")
         code = executor.run(self)
         log = self.folder / "harness" / "stderr.log"
@@ -471,6 +471,12 @@ def overview(results: Path) -> Table:
     return table
 
 
+def fail(message: str) -> None:
+    """One line on stderr, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main(args: Args) -> int:
     """Plan, run, summarise; returns the exit code. Raises InputError."""
     console, results = Console(highlight=False), results_folder(args)
@@ -522,5 +528,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(chosen))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))

@@ -31,8 +31,7 @@ from tqdm import tqdm
 try:
     import optuna
 except ImportError:
-    print("error: Optuna is missing: pip install -r requirements-extra.txt", file=sys.stderr)
-    sys.exit(2)
+    run.fail("Optuna is missing: pip install -r requirements-extra.txt")
 
 FIRST_TUNING_SEED = 11
 FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -244,5 +243,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Args, description=__doc__)))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        run.fail(str(error))
