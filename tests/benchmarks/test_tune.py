@@ -115,11 +115,11 @@ def test_a_trial_below_the_others_is_pruned_early_and_one_that_fails_does_not_en
         return ask(self, space)
 
     monkeypatch.setattr(optuna.Study, "ask", fixed)
-    plan = args(tmp_path, trials=4, startup_trials=2, range=("gain=1:100", "stop-at=1:9999"), flags="--delay 0.4")
-    plan.total_timesteps = 1000
+    plan = args(tmp_path, trials=4, startup_trials=2, range=("gain=1:100", "stop-at=1:9999"), flags="--delay 0.25")
+    plan.total_timesteps = 2000
     assert tune.main(plan) == 0
     assert states(tmp_path) == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
     (pruned,) = tmp_path.glob("steps-gain=5,*/Task-v0/11")
-    assert 500 <= run.reached(pruned) < 1000, "not before half of the first run, and not at its end"
+    assert 1000 <= run.reached(pruned) < 2000, "not before half of the first run, and not at its end"
     (failed,) = tmp_path.glob("steps-gain=70,*/Task-v0/11/harness/status.json")
     assert "ended before its last evaluation" in failed.read_text()
