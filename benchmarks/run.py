@@ -1,312 +1,474 @@
-"""Run a benchmark suite: every experiment of the suite times every seed, each a process of one thread.
+"""Run a benchmark: algorithms times tasks times seeds, each run a process of one thread, here or on a Ray cluster.
 
-    python benchmarks/run.py --suite quick --seeds 2 --jobs 2
-    python benchmarks/run.py --suite mujoco --algorithms ppo --seeds 3 --dry-run
-    python benchmarks/run.py --suite mujoco --seeds 3 --status
+    python benchmarks/run.py --suite on-policy --algorithms ppo a2c --jobs 2
+    python benchmarks/run.py --algorithms ppo --tasks Hopper-v5 my_module:MyEnv-v0 --seeds 3 --total-timesteps 300000
+    python benchmarks/run.py --algorithms ppo --tasks Hopper-v5 --variant "clip0.1=--clip-coef 0.1" --results runs/clip
+    python benchmarks/run.py --script path/to/my_algo.py --algorithms ppo --tasks Hopper-v5 --results runs/mine
+    python benchmarks/run.py --results runs/mine --status
 
-Started again, it continues: finished runs are skipped, partial ones resumed from their last checkpoint, failed ones
-tried again. Ctrl-C and the end of --time-budget stop the runs. A result whose script or settings have changed since is
-stale: it is kept, and made again once its folder is removed. Results lie in OUTPUT/SUITE/ALGORITHM/ENV_ID/SEED: the
-script's run folder, and in its subfolder harness/
-
-    status.json               state (running, done, failed, stopped), exit code, stderr's end, command, duration, hashes
-    output.log, stderr.log    what the script printed
+Run folders are RESULTS/LABEL/ENV_ID/SEED, the label being ALGORITHM or ALGORITHM-VARIANT; harness/ in them holds
+status.json and what the script printed. However it ended, the same command continues: finished runs are left alone,
+runs with a checkpoint resumed, others begun, failed ones tried again, --attempts times in all. The runs end with the
+harness, be it by Ctrl-C, --time-budget or (on Linux) kill -9. --pause and --resume, from another terminal, make room
+for a timing. The exit code is 0 if every run is done, 1 if one failed, 2 for what the user can put right, 130 if
+interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import errno
-import fcntl
+import functools
+import hashlib
 import json
 import os
-import platform
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 import tyro
-from records import COMMITTED, algorithm_sha256, read_json, staleness, status_path, write_atomically
+from executors import InputError, Local, Ray, hardware
+from filelock import FileLock, Timeout
+from records import code_sha256, read_json, write_atomically
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
-from suites import SUITES, Experiment
+from suites import ALGORITHMS, PEERS, ROOT, SUITES, Experiment
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-IDENTITY = ("flags", "reason", "algorithm_sha256", "begun_for")
-COLOURS = {"done": "green", "failed": "bold red", "stopped": "yellow", "running": "cyan", "waiting": "dim"}
+COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
+RESERVED = {"env-id", "seed", "total-timesteps", "run-dir", "resume", "evaluate"}
 
 
 @dataclass
 class Args:
-    """Which runs to make."""
+    """What to run, and where."""
 
-    suite: str = "quick"
-    """Name of a suite in benchmarks/suites.py."""
+    suite: str | None = None
+    """A plan of benchmarks/suites.py; --algorithms and --tasks then choose from it."""
     algorithms: tuple[str, ...] = ()
-    """Only these algorithms (or variants, by their label) of the suite; default all."""
+    """Scripts of algorithms/ (without .py), or another library's: sb3-ppo and the like, see benchmarks/peers.py."""
+    script: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Path of an own script with the command line of those in algorithms/; its file name is its label. Repeatable."""
     tasks: tuple[str, ...] = ()
-    """Only these environments of the suite; default all."""
-    seeds: int = 1
-    """Number of seeds per experiment (>= 1)."""
-    first_seed: int = 1
-    """The first seed; the others follow it (>= 0)."""
-    jobs: int = os.cpu_count() or 1
-    """Runs at a time (>= 1); default one per core."""
-    output: str = "runs"
-    """Folder of the results."""
+    """Gymnasium ids; `my_module:MyEnv-v0` is looked for in the current folder too."""
+    seeds: tuple[str, ...] = ()
+    """One number says how many (1, 2, ...), several are the seeds themselves, 11-14 is a range; default the suite's,
+    or 1."""
+    total_timesteps: int | None = None
+    """Environment steps of each run (>= 1); default the suite's, or 1000000."""
+    variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=FLAGS, as in "clip0.1=--clip-coef 0.1": every algorithm once more, with these flags. Repeatable."""
+    flags: str = ""
+    """Flags of all runs, as in --flags="--no-compile --eval-every 5000" (with the equals sign)."""
+    results: str | None = None
+    """Folder of the run folders; default runs/SUITE, or runs/own."""
+    jobs: int | None = None
+    """Runs at a time (>= 1); default one per core, here or of the cluster."""
+    attempts: int = 3
+    """How often a run may fail before repeating the command leaves it alone (>= 1), and on a cluster how many machines
+    one command may lose on a run."""
     time_budget: float | None = None
-    """Hours (> 0) after which all runs are stopped; the same command continues from their last checkpoints."""
+    """Hours (> 0) after which all runs are stopped."""
+    executor: Literal["local", "ray"] = "local"
+    """Processes of this machine, or tasks of a Ray cluster (pip install -r requirements-extra.txt)."""
+    address: str | None = None
+    """Address of the Ray cluster; default one of this machine only."""
+    cpus: float = 1
+    """CPUs of a run on the cluster (> 0)."""
+    gpus: float = 0
+    """GPUs, or a share of one, of a run on the cluster (>= 0)."""
     dry_run: bool = False
-    """Print the plan and stop."""
+    """Print the commands and stop."""
     status: bool = False
-    """Show what is done, running, stopped, failed, stale and waiting, and the time left, and stop."""
+    """Show every run in --results and stop."""
+    pause: bool = False
+    """Stop the processes of the benchmark that runs in --results, until --resume (Linux, macOS). The pause counts in
+    the seconds of metrics.csv, but not in those of status.json."""
+    resume: bool = False
+    """Let a paused benchmark go on."""
+
+
+# ======================================================================================================================
+# 1 Runs
+# ======================================================================================================================
 
 
 @dataclass
 class Job:
-    """One planned run and what is known of it."""
+    """One planned run."""
 
     experiment: Experiment
     seed: int
     folder: Path
-    state: str = "waiting"
-    """waiting, running, done, failed or stopped."""
-    process: subprocess.Popen | None = None
-    started: float = 0.0
-    """When its process started, on the clock of time.time()."""
-    exit_code: int | None = None
-    earlier: float = 0.0
-    """Seconds that earlier starts of the run took."""
-    identity: dict[str, Any] = field(default_factory=dict)
-    """What decides the result, as it was when the run was first started: algorithm's hash, settings, reason, steps."""
-    left: dict[str, Any] = field(default_factory=dict)
-    """Content of status.json before the run was started, with the number of a process that another harness started."""
-    told_to_stop: bool = False
-    """Whether the harness has asked the process to stop."""
+    status: dict[str, Any] = field(default_factory=dict)
+    """Content of harness/status.json; `failures` counts the starts that failed."""
+
+    def __str__(self) -> str:
+        return f"{self.experiment.label} {self.experiment.env_id} seed {self.seed}"
+
+    def words(self) -> list[str]:
+        """Flags of the script, without the run folder."""
+        e = self.experiment
+        flags = {"algorithm": e.algorithm} if e.algorithm in PEERS else {}
+        flags |= {"env-id": e.env_id, "seed": self.seed, "total-timesteps": e.total_timesteps} | e.flags
+        return [word for flag, value in flags.items() for word in (f"--{flag}", *str(value).split())]
 
     def command(self) -> list[str]:
         """The command line: resume what was begun, otherwise begin. The script checks that the settings still fit."""
-        e = self.experiment
         where = "--resume" if (self.folder / "config.json").exists() else "--run-dir"
-        flags = {"env-id": e.env_id, "seed": self.seed, "total-timesteps": e.total_timesteps, **e.flags}
-        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value)) if word]
-        return ["python", os.path.relpath(self.script), *words, where, str(self.folder)]
+        return ["python", os.path.relpath(self.experiment.script), *self.words(), where, str(self.folder)]
 
-    @property
-    def harness(self) -> Path:
-        """Folder of what the harness itself writes."""
-        return self.folder / "harness"
-
-    @property
-    def script(self) -> Path:
-        """The algorithm's file."""
-        return ROOT / "algorithms" / f"{self.experiment.algorithm}.py"
-
-    def is_done(self) -> bool:
-        """Whether the run folder is complete: status.json says so, or the last checkpoint follows the last evaluation.
-
-        A run may have outlived the harness that started it, which then could not write its status.
-        """
-        status, wanted = read_json(status_path(self.folder)), self.experiment.total_timesteps
-        if status.get("state") in ("done", "failed"):
-            return status["state"] == "done" and status.get("total_timesteps", 0) >= wanted
-        evaluations, checkpoint = self.folder / "eval.csv", self.folder / "checkpoint.pt"
-        last = last_rows(evaluations, 1)  # may lie beyond: environments step together, and REINFORCE finishes its batch
-        reached = int(last[0][0]) if last and last[0][0].isdigit() else 0
-        if reached < wanted or not checkpoint.exists() or self.is_busy():
-            return False
-        return checkpoint.stat().st_mtime_ns >= evaluations.stat().st_mtime_ns  # the last save follows the evaluation
-
-    def record_done(self) -> None:
-        """Mark a complete run as done, in status.json too if its harness could not."""
-        self.state = "done"
-        status = read_json(status_path(self.folder))
-        if status.get("state") != "done":
-            self.exit_code, self.earlier = 0, status.get("seconds", 0.0)
-            self.identity = {name: status.get(name) for name in IDENTITY}
-            self.write_status(status.get("command", self.command()))
-
-    def is_busy(self) -> bool:
-        """Whether a process is training in the folder; while it does, the script holds its lock, filelock's flock."""
-        if not (self.folder / ".lock").exists():
-            return False
-        descriptor = os.open(self.folder / ".lock", os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
-
-    def start(self) -> None:
-        """Start the process, in a session of its own so that Ctrl-C reaches it only through `stop`."""
-        self.left = read_json(status_path(self.folder))
-        earlier = self.left if (self.folder / "config.json").exists() else {}
-        self.earlier = earlier.get("seconds", 0.0)
-        e, today = self.experiment, algorithm_sha256(self.script)
-        begun_for = e.total_timesteps
-        self.identity = {"flags": e.flags, "reason": e.reason, "algorithm_sha256": today, "begun_for": begun_for}
-        if "flags" in earlier:
-            self.identity = {name: earlier.get(name) for name in IDENTITY}
-            if earlier.get("algorithm_sha256") != today:
-                self.identity["algorithm_sha256"] = "changed while the run was made"
-        self.state, self.started = "running", time.time()
-        command = self.command()
-        self.write_status(command)
-        with open(self.harness / "output.log", "a") as out, open(self.harness / "stderr.log", "w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, *command[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            )
-        self.write_status(command)  # now with the number of the process
-
-    def stop_survivor(self) -> bool:
-        """End the process that an earlier harness left in the folder; False if it is not known."""
-        pid = str(read_json(status_path(self.folder)).get("pid"))
-        try:
-            shown = subprocess.run(["ps", "-ww", "-p", pid, "-o", "args="], capture_output=True, text=True)
-        except FileNotFoundError:  # a container without ps
-            return False
-        if not shown.stdout.rstrip().endswith(f" {self.folder}"):  # the number has gone to another process
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGTERM)
-        return True
-
-    def poll(self) -> bool:
-        """True once the process has ended; then the outcome is in status.json."""
-        self.exit_code = self.process.poll()
-        if self.exit_code is None:
-            return False
-        if self.exit_code and (self.is_busy() or "another process trains there" in self.error_text()):
-            # a process of an earlier harness was still starting in the folder, or --status was just looking into it
-            self.state = "waiting"
-            self.write(self.left)
-            return True
-        self.state = "done" if self.exit_code == 0 else "stopped" if self.told_to_stop else "failed"
-        self.write_status(["python", *self.process.args[1:]])
-        return True
-
-    def stop(self) -> None:
-        """End the process; the run goes on from its last checkpoint when it is started again."""
-        if self.process.poll() is None:
-            self.told_to_stop = True
-            self.process.send_signal(signal.SIGTERM)
-
-    def write_status(self, command: list[str]) -> None:
-        """Write status.json from what is known of the run."""
-        config = read_json(self.folder / "config.json")
-        spent = time.time() - self.started if self.started and self.state != "running" else 0.0
-        status = {
-            "state": self.state,
-            "exit_code": self.exit_code,
-            "stderr_tail": self.error_text() if self.state != "running" else "",
-            "total_timesteps": self.experiment.total_timesteps,
-            "command": command,
-            "seconds": round(max(self.earlier + spent, self.progress()[1]), 1),
-            "versions": config.get("versions", {"python": platform.python_version()}),
-            "script_sha256": config.get("script_sha256"),
-            **self.identity,
-            "hardware": f"{hardware()}, device {config.get('args', {}).get('device', 'unknown')}",
-        }
-        if self.state == "running" and self.process:
-            status["pid"] = self.process.pid
-        self.write(status)
-
-    def write(self, status: dict[str, Any]) -> None:
-        """status.json, whole or not at all; the script itself accepts no folder with json files of others."""
-        self.harness.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.harness / "status.json", json.dumps(status, indent=2) + "\n")
-
-    def error_text(self) -> str:
-        """The end of what the script last wrote to stderr."""
-        log = self.harness / "stderr.log"
-        return log.read_text(errors="replace")[-2000:] if log.exists() else ""
-
-    def inspect(self) -> None:
-        """Set the state from what is in the folder, for `--status`: a run without a process is not running."""
-        recorded = read_json(status_path(self.folder))
-        self.exit_code = recorded.get("exit_code")
-        begun = (self.folder / "config.json").exists()
-        self.state = (
-            "done" if self.is_done() else "running" if self.is_busy()
-            else "failed" if recorded.get("state") == "failed" else "stopped" if begun else "waiting"
+    def look(self) -> None:
+        """Set the status from what is in the folder. Raises InputError if that is a run of other settings."""
+        e, config = self.experiment, read_json(self.folder / "config.json")
+        before = read_json(self.folder / "harness" / "status.json")
+        code, sha256, commit = version_of(e.script, e.script.stat().st_mtime_ns)
+        wanted = {"flags": e.flags, "total_timesteps": e.total_timesteps}
+        here = {name: before.get(name, value) for name, value in wanted.items()}
+        here["total_timesteps"] = config.get("args", {}).get("total_timesteps", here["total_timesteps"])
+        if config and here != wanted:
+            raise InputError(f"{self.folder} is a run with {here}, not {wanted}: choose other --results")
+        known = before if here == wanted else {}
+        if config and not known:  # started by hand
+            same = config.get("script_sha256") == sha256
+            known = {"code_sha256": code if same else "unknown", "commit": commit if same else None}
+        if known.get("state") == "running":  # its harness was killed
+            known["seconds"] = float((last_row(self.folder / "metrics.csv") or [0, 0])[1])
+        known["state"] = (
+            "done" if is_done(self.folder) else "failed" if known.get("state") == "failed"
+            else "stopped" if config else "waiting"
         )  # fmt: skip
+        if not config:
+            known |= {"code_sha256": code, "commit": commit}
+        elif known["state"] != "done" and known.get("code_sha256") != code:
+            known |= {"code_sha256": "changed while the run was made", "commit": None}
+        self.status = {
+            **wanted, "label": e.label, "reason": e.reason, "seconds": 0.0, "failures": 0, "exit_code": None,
+            "stderr_tail": "", "hardware": "unknown", "command": self.command(),
+            "code_sha256": "unknown", "commit": None, **known,
+        }  # fmt: skip
 
-    def stale(self) -> str | None:
-        """Why a finished result is not what today's script and settings would give; None if it is."""
-        e, recorded = self.experiment, read_json(status_path(self.folder))
-        return staleness(recorded, e.algorithm, [e]) if self.state == "done" else None
+    def write(self, **changes: Any) -> None:
+        """Change the status, in status.json too."""
+        config = read_json(self.folder / "config.json")
+        self.status |= changes | {"versions": config.get("versions", {}), "script_sha256": config.get("script_sha256")}
+        (self.folder / "harness").mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "harness" / "status.json", json.dumps(self.status, indent=2) + "\n")
 
-    def progress(self) -> tuple[int, float, str]:
-        """Steps so far, seconds they took, and the mean return of the last evaluation, from the run's own files."""
-        rows = last_rows(self.folder / "metrics.csv", 1)
-        step, seconds = (int(rows[0][0]), float(rows[0][1])) if rows and rows[0][0].isdigit() else (0, 0.0)
-        evaluations = [row for row in last_rows(self.folder / "eval.csv", 10) if row[0].isdigit()]
-        same = [float(row[2]) for row in evaluations if row[0] == evaluations[-1][0]]
-        return step, seconds, f"{sum(same) / len(same):.1f}" if same else "-"
+    def make(self, executor: Local) -> None:
+        """Make the run, in the calling thread, and record how it ended."""
+        while executor.paused_at and not executor.stopped:
+            time.sleep(0.2)
+        if executor.stopped:
+            return
+        began = executor.clock()
+        self.write(state="running", command=self.command(), hardware=hardware())  # on a cluster replaced later
+        tqdm.write(f"{self}: running")
+        code = executor.run(self)
+        log = self.folder / "harness" / "stderr.log"
+        tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        if is_done(self.folder):
+            state = "done"
+        elif code is None:
+            state = "stopped" if (self.folder / "config.json").exists() else "waiting"
+        else:
+            state, name = "failed", signal.Signals(-code).name if code < 0 else ""
+            tail += f"killed by {name}\n" if name else "ended before its last evaluation\n" if code == 0 else ""
+        seconds, failures = self.status["seconds"] + executor.clock() - began, self.status["failures"]
+        device = read_json(self.folder / "config.json").get("args", {}).get("device", "unknown")
+        self.write(state=state, exit_code=code, stderr_tail=tail, seconds=round(seconds, 1),
+                   failures=failures + (state == "failed"),
+                   hardware=f"{self.status['hardware']}, device {device}")  # fmt: skip
+        tqdm.write(f"{self}: {state} at step {reached(self.folder)} ({seconds:.0f} s)")
 
 
-def last_rows(path: Path, n: int) -> list[list[str]]:
-    """The last n complete rows of a csv file that may be growing; [] if there is none."""
+def last_row(path: Path) -> list[str]:
+    """Values of the last complete row of a csv file that may be growing; [] if there is none."""
     if not path.exists():
         return []
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 4096))
         lines = file.read().decode(errors="replace").split("\n")[:-1]
-    return list(csv.reader(lines[-n:]))
+    values = lines[-1].strip().split(",") if lines else []
+    return values if values and values[0].isdigit() else []
 
 
-def hardware() -> str:
-    """Processor and number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (FileNotFoundError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    return f"{processor}, {os.cpu_count()} cores"
+def is_done(folder: Path) -> bool:
+    """Whether the last evaluation of a run is at its end; it may lie beyond, as environments step together."""
+    total = read_json(folder / "config.json").get("args", {}).get("total_timesteps")
+    return total is not None and int((last_row(folder / "eval.csv") or [-1])[0]) >= total
+
+
+def reached(folder: Path) -> int:
+    """Steps that a run has logged."""
+    return max(int((last_row(folder / f"{log}.csv") or [0])[0]) for log in ("metrics", "eval"))
+
+
+@functools.cache
+def version_of(script: Path, modified: int) -> tuple[str, str, str | None]:
+    """Hashes of a script's code and file, and its Git commit: None if it is in no repository, or changed since.
+
+    It is looked up once per time of modification.
+    """
+    git = ["git", "-C", str(script.parent)]
+    commands = ["ls-files", "--error-unmatch", script.name], ["diff", "--quiet", "HEAD", "--", script.name]
+    clean = all(subprocess.run([*git, *command], capture_output=True).returncode == 0 for command in commands)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() if clean else None
+    return code_sha256(script), hashlib.sha256(script.read_bytes()).hexdigest(), head
+
+
+# ======================================================================================================================
+# 2 Plan
+# ======================================================================================================================
 
 
 def plan(args: Args) -> list[Job]:
-    """All runs of the suite, seed by seed, so that a plan cut short has whole seeds. Exits with 2 on bad input."""
+    """All runs, seed by seed, so that a plan cut short has whole seeds. Raises InputError."""
+    for name in ("total_timesteps", "jobs", "attempts", "time_budget", "cpus"):
+        value, least = getattr(args, name), 0 if name in ("time_budget", "cpus") else 1
+        if value is not None and (value < least or value == 0):
+            valid = f"at least {least}" if least else "more than 0"
+            raise InputError(f"--{name.replace('_', '-')} {value} is out of range: use {valid}")
+    chosen = from_suite(args) if args.suite else own(args)
+    variants = [("", ""), *(entry.partition("=")[::2] for entry in args.variant)]
+    made = []
+    for name, text in variants:
+        if (not text and name) or "/" in name:
+            raise InputError(f"--variant {name}: write NAME=FLAGS, as in clip0.1=--clip-coef 0.1")
+        for e in chosen:
+            flags = e.flags | parse_flags(args.flags) | parse_flags(text)
+            steps = args.total_timesteps or e.total_timesteps
+            label, reason = (
+                "-".join(filter(None, (e.variant, name))),
+                "; ".join(filter(None, (e.reason, name and f"variant {name}"))),
+            )
+            made.append(replace(e, total_timesteps=steps, flags=flags, variant=label, reason=reason))
+    names = Counter((e.label, e.env_id) for e in made)
+    if (twice := names.most_common(1)[0])[1] > 1:
+        raise InputError(f"{' on '.join(twice[0])} is in the plan twice: rename the script or the variant")
+    asked = parse_seeds(args.seeds)
+    seeds = asked or range(1, max(e.seeds for e in made) + 1)
+    return jobs_of([(e, seed) for seed in seeds for e in made if asked or seed <= e.seeds], results_folder(args))
+
+
+def jobs_of(runs: list[tuple[Experiment, int]], results: Path) -> list[Job]:
+    """The runs (experiment, seed) with what is known of them. Raises InputError if one cannot go on."""
+    jobs = [
+        Job(e, seed, results / e.label / e.env_id.replace(":", "-").replace("/", "-") / str(seed)) for e, seed in runs
+    ]
+    for job in jobs:
+        job.look()
+    return jobs
+
+
+def from_suite(args: Args) -> list[Experiment]:
+    """The chosen experiments of a suite."""
     if args.suite not in SUITES:
-        fail(f"--suite {args.suite} does not exist: choose one of {', '.join(SUITES)}")
+        raise InputError(f"--suite {args.suite} does not exist: choose one of {', '.join(SUITES)}")
+    if args.script:
+        raise InputError(f"--script {args.script[0]} goes with --tasks, not with --suite: leave one of them out")
+    members = SUITES[args.suite]
     for flag, chosen, known in (
-        ("algorithms", args.algorithms, {e.label for e in SUITES[args.suite]}),
-        ("tasks", args.tasks, {e.env_id for e in SUITES[args.suite]}),
-    ):
+        ("algorithms", args.algorithms, {e.label for e in members}), ("tasks", args.tasks, {e.env_id for e in members}),
+    ):  # fmt: skip
         for name in chosen:
             if name not in known:
-                fail(f"--{flag} {name} is not in suite {args.suite}: choose from {', '.join(sorted(known))}")
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            fail(f"--{name} {getattr(args, name)} is out of range: use at least 1")
-    if args.first_seed < 0:
-        fail(f"--first-seed {args.first_seed} is out of range: use at least 0")
-    if args.time_budget is not None and not args.time_budget > 0:
-        fail(f"--time-budget {args.time_budget} is out of range: use more than 0 hours")
-    experiments = [
-        e for e in SUITES[args.suite]
+                names = ", ".join(sorted(known))
+                raise InputError(f"--{flag} {name} is not in suite {args.suite}: choose from {names}")
+    return [
+        e for e in members
         if (not args.algorithms or e.label in args.algorithms) and (not args.tasks or e.env_id in args.tasks)
     ]  # fmt: skip
-    folder = Path(args.output) / args.suite
-    return [
-        Job(e, seed, folder / e.label / e.env_id / str(seed))
-        for seed in range(args.first_seed, args.first_seed + args.seeds)
-        for e in experiments
-    ]
+
+
+def own(args: Args) -> list[Experiment]:
+    """Every named algorithm and script on every named task."""
+    if not args.tasks or not (args.algorithms or args.script):
+        raise InputError(f"no plan: name --algorithms or --script, and --tasks; or a --suite of {', '.join(SUITES)}")
+    for name in args.algorithms:
+        if name not in ALGORITHMS + PEERS:
+            names = ", ".join(ALGORITHMS + PEERS)
+            raise InputError(f"--algorithms {name} does not exist: choose from {names}, or name a --script")
+    for path in map(Path, args.script):
+        if not path.is_file():
+            raise InputError(f"--script {path} does not exist: name a Python file")
+        if path.stem in ALGORITHMS + PEERS and path.resolve() != ROOT / "algorithms" / path.name:
+            raise InputError(f"--script {path} would be taken for ours: rename it")
+    sources = [(name, "") for name in args.algorithms] + [(Path(path).stem, path) for path in args.script]
+    return [Experiment(name, task, 1_000_000, own_script=path) for name, path in sources for task in args.tasks]
+
+
+def parse_flags(text: str) -> dict[str, str]:
+    """ "--a 1 --b" as {"a": "1", "b": ""}. Raises InputError."""
+    flags: dict[str, str] = {}
+    for word in shlex.split(text):
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            name = name.replace("_", "-")
+            flags[name] = value
+        elif flags:
+            flags[name] = f"{flags[name]} {word}".strip()
+        else:
+            raise InputError(f"flags {text}: begin with the name of a setting, as in --clip-coef 0.1")
+    if wrong := flags.keys() & RESERVED:
+        raise InputError(f"flags {text}: --{wrong.pop()} is set by the plan; leave it out")
+    return flags
+
+
+def parse_seeds(words: tuple[str, ...]) -> list[int]:
+    """("3",) is [1, 2, 3], ("5", "7") is [5, 7], ("11-13",) is [11, 12, 13]. Raises InputError."""
+    seeds: list[int] = []
+    for word in words:
+        first, dash, last = word.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f"--seeds {word} is not a seed: write 3 (how many), 1 2 5 (which) or 11-14 (a range)")
+        count = not dash and len(words) == 1
+        seeds += range(1, int(first) + 1) if count else range(int(first), int(last or first) + 1)
+    if words and not seeds:
+        raise InputError(f"--seeds {' '.join(words)} names none: use at least 1")
+    return list(dict.fromkeys(seeds))
+
+
+# ======================================================================================================================
+# 3 Running
+# ======================================================================================================================
+
+
+def results_folder(args: Args) -> Path:
+    """Where the run folders lie."""
+    return Path(args.results or f"runs/{args.suite or 'own'}")
+
+
+def claim(results: Path) -> FileLock:
+    """Claim a results folder until this process ends. Raises InputError if another benchmark has it."""
+    lock = FileLock(results / ".harness.lock", is_singleton=True)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=1)  # --status takes it for a moment
+    except Timeout as error:
+        raise InputError(f"{results} is in use by another benchmark: wait for it, or choose other --results") from error
+    except OSError as error:
+        raise InputError(f"cannot write --results {results} ({error.strerror}): choose another") from error
+    return lock
+
+
+def execute(
+    jobs: list[Job], executor: Local, parallel: int, results: Path, hours: float | None = None,
+    watch: Callable[[], str] = lambda: "",
+) -> str:  # fmt: skip
+    """Make these runs, `parallel` at a time; returns why it stopped early, "" if it did not.
+
+    An interruption (SIGINT, SIGTERM, SIGHUP), the end of `hours` or a text returned by `watch`, called every second,
+    ends all runs. Raises OSError, when the runs have ended, if something cannot be written.
+    """
+    reasons: list[str] = []
+    deadline = time.monotonic() + hours * 3600 if hours else float("inf")
+    for job in jobs:
+        job.write(state="waiting" if job.status["state"] == "failed" else job.status["state"])
+    pause, paused = results / ".pause", results / ".paused"
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+                before[number] = signal.signal(number, lambda *_: reasons.append("interrupted"))
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        pause.unlink(missing_ok=True)
+        steps = sum(job.experiment.total_timesteps for job in jobs)
+        with tqdm(total=steps, initial=steps_of(jobs), unit=" steps", unit_scale=True, disable=None) as bar:
+            running = {pool.submit(job.make, executor) for job in jobs}
+            while running and not reasons:
+                ended, running = wait(running, timeout=1, return_when=FIRST_EXCEPTION)
+                for future in ended:
+                    future.result()
+                bar.update(steps_of(jobs) - bar.n)
+                if not running:
+                    break
+                if pause.exists() != bool(executor.paused_at):
+                    executor.pause(pause.exists())
+                    paused.write_text(executor.pause_note) if executor.paused_at else paused.unlink(missing_ok=True)
+                bar.set_postfix_str(", ".join(map(str, (job for job in jobs if job.status["state"] == "running"))))
+                if time.monotonic() > deadline:
+                    reasons.append("the time budget is used up")
+                if reason := watch():
+                    reasons.append(reason)
+    finally:
+        if reasons or sys.exc_info()[0]:
+            executor.stop()
+        pool.shutdown(cancel_futures=True)
+        for path in (pause, paused):
+            path.unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return reasons[0] if reasons else ""
+
+
+def steps_of(jobs: list[Job]) -> int:
+    """Environment steps made so far, over all runs."""
+    return sum(min(reached(job.folder), job.experiment.total_timesteps) for job in jobs)
+
+
+def ask_to_pause(results: Path, wanted: bool) -> str:
+    """Pause the benchmark of a results folder, or let it go on; returns what came of it. Raises InputError."""
+    if not in_use(results):
+        raise InputError(f"no benchmark is running in {results}: correct --results")
+    pause, paused = results / ".pause", results / ".paused"
+    pause.touch() if wanted else pause.unlink(missing_ok=True)
+    for _ in range(100):
+        if paused.exists() == wanted and (not wanted or paused.read_text()):
+            return f"paused: {paused.read_text()}; --resume goes on" if wanted else "it goes on"
+        time.sleep(0.2)
+    raise InputError(f"the benchmark in {results} does not answer: look at its output")
+
+
+def in_use(results: Path) -> bool:
+    """Whether a benchmark is running in a results folder."""
+    path = results / ".harness.lock"
+    try:
+        with FileLock(path, timeout=0) if path.exists() else contextlib.nullcontext():
+            return False
+    except Timeout:
+        return True
+
+
+def last_evaluation(folder: Path) -> str:
+    """Mean return of a run's last evaluation, or "-"."""
+    if not last_row(folder / "eval.csv"):
+        return "-"
+    rows = pd.read_csv(folder / "eval.csv", on_bad_lines="skip").dropna()
+    return f"{rows[rows['step'] == rows['step'].max()]['return'].mean():.1f}"
+
+
+def overview(results: Path) -> Table:
+    """The state of every run in a results folder, as its status.json and csv files tell."""
+    table = Table(title_justify="left")
+    for column in ("algorithm", "task", "seed", "state", "step", "evaluation"):
+        table.add_column(column, justify="right" if column in ("seed", "step", "evaluation") else "left")
+    counts, left, alive = Counter(), 0.0, in_use(results)
+    for path in sorted(results.glob("*/*/*/harness/status.json")):
+        folder, status = path.parent.parent, read_json(path)
+        step, total = reached(folder), status.get("total_timesteps", 0)
+        state = "done" if is_done(folder) else status.get("state", "waiting")
+        state = "stopped" if state == "running" and not alive else state
+        counts[state] += 1
+        clock = last_row(folder / "metrics.csv")
+        if state == "running" and clock and step:
+            left = max(left, (total - step) * float(clock[1]) / step)
+        problem = (status.get("stderr_tail") or "").strip().rpartition("\n")[2]
+        text = f"[{COLOURS[state]}]{state}[/]" + (f": {problem.replace('[', '(')}" if state == "failed" else "")
+        table.add_row(*folder.relative_to(results).parts, text, f"{step} / {total}", last_evaluation(folder))
+    known = f"; the running ones take up to {tqdm.format_interval(left)} more" if left else ""
+    table.title = f"{sum(counts.values())} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}{known}"
+    return table
 
 
 def fail(message: str) -> None:
@@ -315,199 +477,55 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
-def table(jobs: list[Job], title: str) -> Table:
-    """The plan with the state of every run."""
-    t = Table(title=title, title_justify="left")
-    for column in ("algorithm", "task", "seed", "state", "step", "steps/s", "evaluation"):
-        t.add_column(column, justify="right" if column in ("seed", "step", "steps/s", "evaluation") else "left")
-    for job in jobs:
-        step, seconds, evaluation = job.progress()
-        state = job.state if job.state != "failed" else f"failed (exit {job.exit_code}), see {job.harness}/stderr.log"
-        if stale := job.stale():
-            state += f", stale: {stale}"
-        t.add_row(
-            job.experiment.label, job.experiment.env_id, str(job.seed), f"[{COLOURS[job.state]}]{state}",
-            f"{step / 1000:.0f}k / {job.experiment.total_timesteps / 1000:.0f}k",
-            f"{step / seconds:.0f}" if job.state == "running" and seconds else "", evaluation,
-        )  # fmt: skip
-    return t
-
-
-def summary(jobs: list[Job], parallel: int) -> str:
-    """How many runs are in which state, and the time left with so many at a time."""
-    states = [job.state for job in jobs]
-    counts = [f"{states.count(state)} {state}" for state in COLOURS if state in states]
-    if stale := sum(job.stale() is not None for job in jobs):
-        counts.append(f"{stale} of the done ones stale")
-    return f"{len(jobs)} runs: {', '.join(counts)}; {time_left(jobs, parallel)}"
-
-
-def time_left(jobs: list[Job], parallel: int) -> str:
-    """Estimate for the runs that are not done, from the mean seconds per step of their algorithm's runs so far.
-
-    Of an algorithm without any, the runs in benchmarks/results count.
-    """
-    spent: dict[str, list[float]] = {}
-    for job in jobs:
-        step, seconds, _ = job.progress()
-        if step:
-            spent.setdefault(job.experiment.label, []).append(seconds / step)
-    for label in {job.experiment.label for job in jobs} - spent.keys():
-        kept = [read_json(path) for path in sorted(COMMITTED.glob(f"*/{label}/*/*/status.json"))]
-        if kept:
-            spent[label] = [status["seconds"] / status["total_timesteps"] for status in kept]
-    left, unknown = 0.0, set()
-    for job in jobs:
-        label = job.experiment.label
-        if job.state != "done":
-            steps = job.experiment.total_timesteps - job.progress()[0]
-            left += steps * sum(spent[label]) / len(spent[label]) if label in spent else 0.0
-            unknown |= {label} - spent.keys()
-    unfinished = sum(job.state != "done" for job in jobs)
-    if not unfinished:
-        return "nothing left to do"
-    text = f"about {tqdm.format_interval(left / max(1, min(parallel, unfinished)))} left, {parallel} at a time"
-    if not spent:
-        return "time left not known yet"
-    return text + (f", and {', '.join(sorted(unknown))}, whose speed is not known yet" if unknown else "")
-
-
-def lock(folder: Path) -> int:
-    """Claim the suite's folder for this process until it ends. Exits with 2 if another harness has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"{folder} is in use by another benchmark: wait for it, or choose another --output")
-    return descriptor
-
-
-def execute(jobs: list[Job], parallel: int, console: Console, hours: float | None = None) -> str:
-    """Run all waiting jobs, `parallel` at a time; returns why it stopped early, "" if it did not.
-
-    An interruption (SIGINT, SIGTERM, SIGHUP) or the end of `hours` ends the runs. A folder in which a process is still
-    training, started by a harness that died, is waited for, and that process is ended like the others. Raises OSError,
-    when the runs have ended, if a status cannot be written or a run found the disk full.
-    """
-    reasons: list[str] = []
-    shown = 0.0  # when the table was last drawn
-    deadline = time.monotonic() + hours * 3600 if hours else float("inf")
-    for job in jobs:
-        if job.state == "done":
-            job.record_done()
-    waiting, running = [job for job in jobs if job.state == "waiting"], []
-    survivors: list[Job] = []  # those of `waiting` that a process of a harness that died is training
-
-    def interrupt(*_: Any) -> None:
-        reasons.append("interrupted")
-        for job in running:
-            job.stop()
-        for job in survivors:
-            job.told_to_stop = job.stop_survivor()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it on purpose
-            signal.signal(number, interrupt)
-    try:
-        with Live(table(jobs, summary(jobs, parallel)), console=console, refresh_per_second=2) as live:
-            while running or any(job.told_to_stop for job in survivors) or (waiting and not reasons):
-                if time.monotonic() > deadline and not reasons:
-                    reasons.append("the time budget is used up")
-                for job in [job for job in waiting if job.is_done()]:
-                    waiting.remove(job)
-                    job.record_done()
-                known, survivors = survivors, [job for job in waiting if job.is_busy()]
-                for job in waiting:
-                    job.state = "running" if job in survivors else "waiting"
-                    if job in survivors and job not in known:
-                        console.print(f"{job.folder} is still trained by a process of an earlier start: waiting for it")
-                startable = [job for job in waiting if job not in survivors]
-                while startable and len(running) + len(survivors) < parallel and not reasons:
-                    job = startable.pop(0)
-                    waiting.remove(job)
-                    running.append(job)
-                    job.start()
-                    announce(console, job)
-                for job in running if reasons else []:
-                    if not job.told_to_stop:  # it was just being started, or time is up
-                        job.stop()
-                for job in survivors if reasons else []:
-                    if not job.told_to_stop:
-                        job.told_to_stop = job.stop_survivor()
-                for job in [job for job in running if job.poll()]:
-                    running.remove(job)
-                    waiting += [job] if job.state == "waiting" else []
-                    announce(console, job)
-                    if job.state == "failed" and os.strerror(errno.ENOSPC) in job.error_text():
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.folder))
-                if time.monotonic() > shown + 2 or not running:
-                    live.update(table(jobs, summary(jobs, parallel)))
-                    shown = time.monotonic()
-                time.sleep(0.5)
-    except OSError:
-        begun = [job for job in running if job.process]
-        for job in begun:
-            job.stop()
-        for job in begun:
-            job.process.wait()
-        raise
-    return reasons[0] if reasons else ""
-
-
-def announce(console: Console, job: Job) -> None:
-    """Where there is no terminal for the live table: a line when a run starts and ends."""
-    if not console.is_terminal:
-        e, seconds = job.experiment, time.time() - job.started
-        console.print(f"{e.label} {e.env_id} seed {job.seed}: {job.state} ({seconds:.0f} s)")
-
-
 def main(args: Args) -> int:
-    """Plan, run, summarise; returns the exit code."""
-    jobs, console = plan(args), Console()
+    """Plan, run, summarise; returns the exit code. Raises InputError."""
+    console, results = Console(highlight=False), results_folder(args)
     if not console.is_terminal:
         console.width = max(console.width, 160)  # into a file or pipe, where no terminal limits the table
-    if args.status:
-        for job in jobs:
-            job.inspect()
-        console.print(table(jobs, summary(jobs, args.jobs)))
+    if args.pause or args.resume:
+        print(ask_to_pause(results, args.pause))
         return 0
-    for job in jobs:
-        job.state = "done" if job.is_done() else "waiting"
+    if args.status:
+        console.print(overview(results))
+        return 0
+    jobs = plan(args)
     if args.dry_run:
         for job in jobs:
-            print(f"{'skip (done)' if job.state == 'done' else ' '.join(job.command())}  # {job.folder}")
-        print(f"# {summary(jobs, args.jobs)}")
+            done = job.status["state"] == "done"
+            print(f"{'skip (done)' if done else shlex.join(job.command())}  # {job.folder}")
         return 0
-    suite_folder = Path(args.output) / args.suite
-    try:
-        suite_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"cannot write --output {args.output} ({error.strerror}): choose another")
-    claim = lock(suite_folder)
-    try:
-        stopped = execute(jobs, args.jobs, console, args.time_budget)
-    except OSError as error:
-        where = error.filename or suite_folder  # a failed write has no name
-        fail(f"{error.strerror}: {where}; put it right, and the same command continues")
-    console.print()
-    os.close(claim)
+    given_up = [job for job in jobs if job.status["state"] == "failed" and job.status["failures"] >= args.attempts]
+    todo = [job for job in jobs if job.status["state"] != "done" and job not in given_up]
+    lock = claim(results)
     for job in jobs:
-        if job.state == "failed":
-            e = job.experiment
-            tail = read_json(status_path(job.folder))["stderr_tail"].strip().splitlines()[-3:]
-            console.print(f"[bold red]failed[/]: {e.label} {e.env_id} seed {job.seed}, exit {job.exit_code}")
-            console.print("\n".join(tail), markup=False, style="red")
+        job.write()
+    scripts = [job.experiment.script for job in jobs]
+    executor = Local() if args.executor == "local" else Ray(args.address, args.cpus, args.gpus, args.attempts, scripts)
+    try:
+        stopped = execute(todo, executor, args.jobs or executor.slots(), results, args.time_budget)
+    except OSError as error:
+        where = error.filename or results  # a failed write has no name
+        raise InputError(f"{error.strerror}: {where}; put it right, and the same command continues") from error
+    finally:
+        executor.close()
+        lock.release()
+    states = Counter(job.status["state"] for job in jobs)
+    for job in jobs:
+        if job.status["state"] == "failed":
+            tail = "\n    ".join(job.status["stderr_tail"].strip().splitlines()[-3:])
+            left = "; left alone after so many failures" if job.status["failures"] >= args.attempts else ""
+            console.print(f"{job}: failed{left}, see {job.folder}/harness\n    {tail}", markup=False, style="red")
+    console.print(f"{len(jobs)} runs in {results}: {', '.join(f'{n} {state}' for state, n in states.items())}")
     if stopped:
-        left = [str(job.folder) for job in jobs if job.state == "running"]
-        others = f", but for {', '.join(left)}, still trained by an earlier start" if left else ""
-        console.print(f"stopped: {stopped}{others}; the same command continues, each run from its last checkpoint")
-        if stopped == "interrupted":
-            return 130
-    return 1 if any(job.state == "failed" for job in jobs) else 0
+        console.print(f"stopped: {stopped}; the same command continues, each run from its last checkpoint")
+    return 130 if stopped == "interrupted" else int(states["failed"] > 0)
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Args, description=__doc__)
+    chosen = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     if chosen.dry_run or chosen.status:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
-    sys.exit(main(chosen))
+    try:
+        sys.exit(main(chosen))
+    except InputError as error:
+        fail(str(error))

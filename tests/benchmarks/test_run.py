@@ -1,282 +1,349 @@
-"""The harness: plans, failed runs, continuing, stopping, kills, full disks."""
+"""The harness: plans, failed runs, kills of harness and run, two harnesses, pauses, a cluster that loses a machine."""
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import executors
 import pytest
 import run
-from published import load_published, split_env_id
-from records import SAME_STEP
-from rich.console import Console
-from scores import nearest
-from suites import REMARKS, SUITES, Experiment, experiments
+from run import Args, InputError
+from suites import ALGORITHMS, PEERS, SUITES
 
 ROOT = Path(run.__file__).resolve().parent.parent
-FLAGS = {
-    "no-compile": "", "num-steps": "32", "num-minibatches": "1", "update-epochs": "1", "eval-episodes": "1",
-    "log-every": "1", "checkpoint-every": "256",
-}  # fmt: skip
-LONG = 10**7  # steps that take longer than any test
+STEPS = str(Path(__file__).with_name("steps.py"))
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a child with its parent")
 
 
-@pytest.fixture
-def suite(monkeypatch, tmp_path):
-    """A suite of the given experiments, planned into tmp_path/test, with the tiny environments importable."""
-    monkeypatch.chdir(ROOT / "tests")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def plan(*experiments: Experiment, seeds: int = 1) -> list[run.Job]:
-        monkeypatch.setitem(SUITES, "test", list(experiments))
-        jobs = run.plan(run.Args(suite="test", seeds=seeds, output=str(tmp_path)))
-        for job in jobs:
-            job.state = "done" if job.is_done() else "waiting"
-        return jobs
-
-    yield plan
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def args(folder: Path, **settings) -> Args:
+    """A plan of one run of 300 steps of steps.py."""
+    plan = {"script": (STEPS,), "tasks": ("Task-v0",), "total_timesteps": 300, "results": str(folder), "jobs": 2}
+    return Args(**plan | settings)
 
 
-def ppo(env_id: str = "tiny_envs:Chain-v0", steps: int = 256, **flags: str) -> Experiment:
-    return Experiment("ppo", env_id, steps, FLAGS | flags)
+def harness(folder: Path, *words: str, **settings) -> subprocess.Popen:
+    """The same as a process: by default a run of 100,000 steps that takes 1000 seconds."""
+    plan = ["--script", STEPS, "--tasks", "Task-v0", "--results", str(folder), "--total-timesteps", "100000"]
+    command = [sys.executable, run.__file__, *plan, "--flags=--delay 1", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
 
-def status(job: run.Job) -> dict:
-    return json.loads((job.folder / "harness" / "status.json").read_text())
+def ask(folder: Path, *words: str) -> str:
+    """What `run.py --results FOLDER ...` prints."""
+    command = [sys.executable, run.__file__, "--results", str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout + done.stderr
 
 
-def commands(job: run.Job) -> list[list[str]]:
-    return json.loads((job.folder / "config.json").read_text())["commands"]
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
 
 
-def execute(jobs: list[run.Job], parallel: int = 2, hours: float | None = None) -> str:
-    """Why it stopped, and all that it has printed."""
-    with open(os.devnull, "w") as out:
-        console = Console(file=out, record=True, width=200)
-        return run.execute(jobs, parallel, console, hours) + console.export_text()
+def status(folder: Path) -> dict:
+    return read(folder, "harness/status.json")
 
 
-def wait_for(condition, seconds: int = 120) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
-def test_a_crashing_run_is_recorded_and_the_others_go_on(suite, tmp_path, capsys):
-    crashed, fine = suite(ppo("tiny_envs:Crash-v0", 4096), ppo())
-    assert run.main(run.Args(suite="test", jobs=1, output=str(tmp_path))) == 1
-    assert (status(crashed)["state"], status(crashed)["exit_code"]) == ("failed", 1)
-    assert "RuntimeError: the simulator broke" in status(crashed)["stderr_tail"]
-    out = " ".join(capsys.readouterr().out.split())
-    assert "failed (exit 1)" in out and "RuntimeError: the simulator broke" in out
-    assert (status(fine)["state"], status(fine)["exit_code"]) == ("done", 0) and status(fine)["seconds"] > 0
-    assert status(fine)["versions"]["torch"] and len(status(fine)["script_sha256"]) == 64
-    assert status(fine)["hardware"].endswith("device cpu")
-    assert (fine.folder / "eval.csv").read_text().splitlines()[-1].startswith("256,")
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_finished_runs_are_skipped_partial_ones_resumed_and_none_is_overwritten(suite, monkeypatch):
-    execute(suite(ppo()))  # 256 steps
-    (longer,) = suite(ppo(steps=500))  # rounded up to 504
-    begun = status(longer)["algorithm_sha256"]
-    assert longer.state == "waiting" and "--resume" in longer.command()
-    execute([longer])
-    assert longer.state == status(longer)["state"] == "done" and len(commands(longer)) == 2
-    assert (longer.folder / "eval.csv").read_text().splitlines()[-1].startswith("504,")
-    assert status(longer)["algorithm_sha256"] == begun and status(longer)["flags"] == FLAGS
-    assert longer.stale() == "begun for 256 steps, over which its learning rate decayed"
-    assert longer.is_done() and run.time_left([longer], 2) == "nothing left to do"
-    # what a killed harness leaves behind: the run has outlived it and is complete
-    left = status(longer) | {"state": "running", "seconds": 0.0, "algorithm_sha256": "then", "exit_code": None}
-    longer.write(left)
-    (again,) = suite(ppo(steps=500))
-    assert again.state == "done" and status(again)["state"] == "running", "planning writes nothing"
-    execute([again])
-    assert (status(again)["state"], status(again)["exit_code"]) == ("done", 0) and status(again)["seconds"] > 0
-    assert status(again)["algorithm_sha256"] == "then"
-    again.write(left)
-    os.utime(again.folder / "eval.csv")
-    assert not again.is_done(), "the save that follows the last evaluation is missing"
-    (other,) = suite(ppo(steps=800, gamma="0.5"))  # nor is one of other settings overwritten
-    before = (other.folder / "eval.csv").read_bytes()
-    monkeypatch.setattr(run, "algorithm_sha256", lambda script: "changed meanwhile")
-    execute([other])
-    assert (other.state, other.exit_code) == ("failed", 2)
-    assert status(other)["algorithm_sha256"] == "changed while the run was made"
-    assert "--gamma 0.5 differs from the run's 0.99" in " ".join(status(other)["stderr_tail"].split())
-    assert (other.folder / "eval.csv").read_bytes() == before
+def started(folder: Path) -> list[dict]:
+    """Start step and process of every start of the run."""
+    return read(folder, "config.json")["commands"]
 
 
-def test_a_harness_is_alone_interrupted_killed_and_continued(suite, tmp_path):
-    """Ctrl-C, then SIGKILL to the harness and to the run it leaves behind; the same command finishes the run."""
-    job, never = suite(ppo(steps=LONG), ppo("tiny_envs:Crash-v0"))
-    code = f"import run; from suites import *; SUITES['test'] = {SUITES['test']}; "
-    code += f"raise SystemExit(run.main(run.Args(suite='test', jobs=1, output={str(tmp_path)!r})))"
-    command, path = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": path}
-    harness = subprocess.Popen(command, **streams)
-    wait_for((job.folder / "checkpoint.pt").exists)
-    second = subprocess.run(command, **streams)
-    assert second.returncode == 2 and "is in use by another benchmark" in second.stderr
-    harness.send_signal(signal.SIGINT)
-    output, _ = harness.communicate(timeout=60)
-    assert harness.returncode == 130 and "the same command continues" in " ".join(output.split())
-    assert (status(job)["state"], status(job)["exit_code"]) == ("stopped", -signal.SIGTERM) and not job.is_busy()
-    assert not never.folder.exists(), "a run was started after the interruption"
-
-    harness = subprocess.Popen(command, **streams)
-    wait_for(lambda: len(commands(job)) == 2 and job.is_busy())
-    harness.kill()
-    harness.communicate()
-    assert (status(job)["state"], status(job)["exit_code"]) == ("running", None)
-    assert job.is_busy(), "the run goes on without its harness"
-    (waiting,) = suite(ppo(steps=LONG))
-    text = execute([waiting], hours=1 / 3600)  # waits for the run, then ends it like its own
-    assert text.startswith("the time budget") and "by a process of an earlier start" in text
-    assert waiting.state == "waiting" and not job.is_busy() and not job.stop_survivor(), "it is gone"
-
-    steps = job.progress()[0] + 512
-    (again,) = suite(ppo(steps=steps))
-    again.start()
-    wait_for(lambda: len(commands(job)) == 3)
-    again.process.kill()
-    again.process.wait()
-    assert again.poll() and (again.state, again.exit_code) == ("failed", -signal.SIGKILL)
-    execute(suite(ppo(steps=steps)))
-    assert status(job)["state"] == "done" and len(commands(job)) == 4 and not list(job.folder.rglob("*.tmp"))
+def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    jobs = run.plan(
+        args(
+            tmp_path, algorithms=("ppo", "sb3-trpo"), tasks=("Hopper-v5", "my_module:a/MyEnv-v0"), seeds=("2",),
+            variant=("clip0.1=--clip_coef 0.1 --no-norm-obs", "wide=--layers=64 64"), flags="--eval-every 50",
+        )
+    )  # fmt: skip
+    where = [str(job.folder.relative_to(tmp_path)) for job in jobs]
+    labels = [f"{a}{v}" for v in ("", "-clip0.1", "-wide") for a in ("ppo", "sb3-trpo", "steps")]
+    tasks = "Hopper-v5", "my_module-a-MyEnv-v0"
+    assert where == [f"{label}/{task}/{seed}" for seed in (1, 2) for label in labels for task in tasks]
+    words = "--env-id Hopper-v5 --seed 1 --total-timesteps 300 --eval-every 50 --clip-coef 0.1 --no-norm-obs --run-dir"
+    assert " ".join(jobs[6].command()) == f"python algorithms/ppo.py {words} {tmp_path}/ppo-clip0.1/Hopper-v5/1"
+    assert jobs[2].command()[1:4] == ["benchmarks/peers.py", "--algorithm", "sb3-trpo"]
+    assert jobs[12].words()[-3:] == ["--layers", "64", "64"] and jobs[4].experiment.script == Path(STEPS)
+    suite = run.plan(Args(suite="fetch", results=str(tmp_path), tasks=("FetchPush-v4",), total_timesteps=70))
+    assert [(job.experiment.label, job.seed) for job in suite] == [
+        (label, seed) for seed in (1, 2, 3) for label in ("her_ddpg", "her_ddpg-no-her")
+    ]
+    assert "--no-her" in suite[1].words() and suite[0].experiment.total_timesteps == 70
 
 
-def test_a_run_refused_by_one_still_starting_waits_and_leaves_its_process_known(suite):
-    (job,) = suite(ppo())
-    job.write({"state": "running", "pid": os.getpid()})
-    assert not job.is_busy()
-    with open(job.folder / ".lock", "w") as lock:
-        run.fcntl.flock(lock, run.fcntl.LOCK_EX)  # as the script does, by filelock
-        assert job.is_busy() and not job.is_done()
-        job.start()
-        assert status(job)["pid"] == job.process.pid
-        assert job.process.wait(60) == 2 and "another process trains there" in job.error_text()
-    assert not job.is_busy() and job.poll() and job.state == "waiting"
-    assert status(job) == {"state": "running", "pid": os.getpid()}
-    assert not job.stop_survivor(), "the number has gone to another process, which goes on"
-    execute([job])
-    assert job.state == status(job)["state"] == "done"
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [("", []), ("3", [1, 2, 3]), ("5 7 5", [5, 7]), ("11-13 20", [11, 12, 13, 20]), ("4-4", [4])],
+)
+def test_seeds_are_a_count_a_list_or_ranges(words, seeds):
+    assert run.parse_seeds(tuple(words.split())) == seeds
 
 
-def test_the_time_budget_stops_what_runs_and_starts_nothing(suite, monkeypatch):
-    monkeypatch.setattr(run.Job, "command", lambda job: ["python", "-c", "import time; time.sleep(100)"])
-    begun, waiting = suite(ppo(), ppo("tiny_envs:Chain-v1"))
-    assert execute([begun, waiting], parallel=1, hours=1 / 3600).startswith("the time budget is used up")
-    assert begun.state == status(begun)["state"] == "stopped" and status(begun)["exit_code"] != 0
-    assert waiting.state == "waiting" and not waiting.folder.exists()
+def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
+    clash = tmp_path / "ppo.py"
+    clash.write_text("")
+    for settings, message in (
+        ({"suite": "nope", "script": ()}, "--suite nope does not exist"), ({"suite": "quick"}, "goes with --tasks"),
+        ({"suite": "quick", "script": (), "tasks": ("Ant-v5",)}, "--tasks Ant-v5 is not in suite quick"),
+        ({"tasks": ()}, "no plan"), ({"script": ("none.py",)}, "--script none.py does not exist"),
+        ({"algorithms": ("dqn",)}, "--algorithms dqn does not exist"), ({"script": (str(clash),)}, "taken for ours"),
+        ({"seeds": ("x",)}, "--seeds x is not a seed"), ({"seeds": ("0",)}, "--seeds 0 names none"),
+        ({"jobs": 0}, "--jobs 0 is out of range"), ({"time_budget": 0.0}, "--time-budget 0.0 is out of range"),
+        ({"variant": ("fast",)}, "--variant fast: write"), ({"variant": ("a=--seed 3",)}, "--seed is set by the plan"),
+        ({"variant": ("a=--x 1", "a=--x 2")}, "steps-a on Task-v0 is in the plan twice"),
+        ({"flags": "1"}, "begin with"),
+        ({"results": STEPS}, f"cannot write --results {STEPS}"), ({"pause": True}, "no benchmark is running in"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=re.escape(message)) as raised:
+            run.main(args(tmp_path / "out", **settings))
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+    said = harness(tmp_path / "out", "--seeds", "x").communicate()
+    assert said == ("", "error: --seeds x is not a seed: write 3 (how many), 1 2 5 (which) or 11-14 (a range)\n")
 
 
-def test_a_full_disk_stops_the_benchmark_with_one_line_and_without_a_process(suite, monkeypatch, capsys, tmp_path):
-    (job,) = suite(ppo(steps=LONG))
-    write = run.write_atomically
+def test_a_failed_run_is_told_and_the_others_go_on_and_it_is_not_tried_for_ever(tmp_path, capsys):
+    settings = {"variant": ("bad=--crash-at 200", "early=--stop-at 300"), "attempts": 2}
+    bad, early, fine = (tmp_path / f"steps{name}" / "Task-v0" / "1" for name in ("-bad", "-early", ""))
+    assert run.main(args(tmp_path, **settings)) == 1
+    assert (status(bad)["state"], status(bad)["exit_code"], status(bad)["failures"]) == ("failed", 1, 1)
+    assert "RuntimeError: the simulator broke" in status(bad)["stderr_tail"]
+    assert status(early)["stderr_tail"] == "ended before its last evaluation\n", "exit code 0 alone is not done"
+    assert (status(fine)["state"], status(fine)["failures"]) == ("done", 0) and status(fine)["seconds"] > 0
+    assert status(fine)["hardware"].endswith("cores, device cpu") and len(status(fine)["code_sha256"]) == 64
+    out = capsys.readouterr().out
+    assert "RuntimeError: the simulator broke" in out and f"3 runs in {tmp_path}: 1 done, 2 failed" in out
+    assert run.main(args(tmp_path, status=True)) == 0
+    assert re.search(r"steps-bad .*failed: RuntimeError: the simulator broke .*100 / 300 ", capsys.readouterr().out)
+    for starts in (2, 2):  # tried a second time, and then left alone
+        assert run.main(args(tmp_path, **settings)) == 1
+        assert len(started(bad)) == starts and len(started(fine)) == 1
+    assert [start["start"] for start in started(bad)] == [0, 100], "it went on from its checkpoint"
+    assert "left alone after so many failures" in capsys.readouterr().out
+
+
+def test_finished_runs_are_left_alone_and_other_settings_refused(tmp_path):
+    folder = tmp_path / "steps" / "Task-v0" / "1"
+    assert run.main(args(tmp_path)) == 0
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    assert run.main(args(tmp_path, seeds=("2",))) == 0, "only seed 2 was made"
+    for change in ({"total_timesteps": 400}, {"flags": "--delay 0"}):
+        with pytest.raises(InputError, match=r"is a run with .* choose other --results"):
+            run.main(args(tmp_path, **change))
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+    (folder / "harness" / "status.json").unlink()  # as if started by hand: with which script is not known
+    assert run.main(args(tmp_path)) == 0
+    assert (status(folder)["state"], status(folder)["code_sha256"]) == ("done", "unknown")
+
+
+def test_a_run_whose_script_changes_in_between_says_so(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(Path(STEPS).read_text())
+    folder, plan = tmp_path / "own" / "Task-v0" / "1", args(tmp_path, script=(str(script),), flags="--crash-at 200")
+    assert run.main(plan) == 1
+    first = status(folder)["code_sha256"]
+    script.write_text(Path(STEPS).read_text() + "\n# a remark\n")
+    assert run.main(plan) == 1 and status(folder)["code_sha256"] == first
+    script.write_text(Path(STEPS).read_text().replace("the simulator", "it"))
+    assert run.main(plan) == 1 and status(folder)["code_sha256"] == "changed while the run was made"
+
+
+@linux
+def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later(tmp_path):
+    folder = tmp_path / "steps" / "Task-v0" / "1"
+    first = harness(tmp_path)
+    wait_for((folder / "checkpoint.pt").exists)
+    assert re.search(r"1 running.*│ running +│", ask(tmp_path, "--status"), re.S)
+    second = harness(tmp_path)
+    error = f"error: {tmp_path} is in use by another benchmark: wait for it, or choose other --results\n"
+    assert second.communicate() == ("", error) and second.returncode == 2
+    first.kill()
+    first.communicate()
+    (child,) = started(folder)
+    wait_for(lambda: not alive(child["pid"]), 5)
+    assert status(folder)["state"] == "running", "nobody was left to write"
+    assert re.search(r"1 stopped.*│ stopped +│", ask(tmp_path, "--status"), re.S)
+    again = harness(tmp_path)
+    wait_for(lambda: len(started(folder)) == 2)
+    again.send_signal(signal.SIGINT)
+    output, _ = again.communicate(timeout=30)
+    assert again.returncode == 130 and "stopped: interrupted; the same command continues" in output
+    assert started(folder)[1]["start"] >= 100 and not alive(started(folder)[1]["pid"])
+    assert (status(folder)["state"], status(folder)["failures"]) == ("stopped", 0) and status(folder)["seconds"] >= 1
+
+
+@linux
+def test_a_run_that_is_killed_failed_and_goes_on_when_the_command_is_repeated(tmp_path):
+    folder = tmp_path / "steps" / "Task-v0" / "1"
+    first = harness(tmp_path, "--total-timesteps", "300")
+    wait_for((folder / "checkpoint.pt").exists)
+    os.kill(started(folder)[0]["pid"], signal.SIGKILL)
+    first.communicate(timeout=30)
+    assert first.returncode == 1 and status(folder)["state"] == "failed"
+    assert status(folder)["stderr_tail"] == "killed by SIGKILL\n" and status(folder)["exit_code"] == -9
+    assert harness(tmp_path, "--total-timesteps", "300").wait(30) == 0
+    assert status(folder)["state"] == "done" and started(folder)[1]["start"] >= 100
+    rows = (folder / "eval.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "100", "200", "300"]
+
+
+@linux
+def test_a_paused_benchmark_stands_still_goes_on_and_ends_with_its_harness(tmp_path):
+    folder = tmp_path / "steps" / "Task-v0" / "1"
+    process = harness(tmp_path, "--flags=--delay 0.1")
+    wait_for((folder / "checkpoint.pt").exists)
+    assert ask(tmp_path, "--pause") == "paused: the runs are stopped where they are; --resume goes on\n"
+    step = run.reached(folder)
+    time.sleep(3)
+    assert run.reached(folder) == step
+    assert ask(tmp_path, "--resume") == "it goes on\n" and not list(tmp_path.glob(".pause*"))
+    wait_for(lambda: run.reached(folder) > step)
+    ask(tmp_path, "--pause")
+    process.kill()
+    process.communicate()
+    (child,) = started(folder)
+    wait_for(lambda: not alive(child["pid"]), 5)
+
+
+def test_the_clock_stands_still_in_a_pause(monkeypatch):
+    executor, seen = executors.Local(), []
+    for now, pause in ((10, None), (12, True), (20, None), (21, False), (25, None)):
+        monkeypatch.setattr(executors.time, "monotonic", lambda now=now: now)
+        if pause is not None:
+            executor.pause(pause)
+        seen.append(executor.clock())
+    assert seen == [10, 12, 12, 12, 16], "from 12 to 21 it was paused"
+
+
+def test_the_time_budget_stops_what_runs_and_begins_nothing(tmp_path, capsys):
+    assert run.main(args(tmp_path, flags="--delay 60", seeds=("2",), jobs=1, time_budget=6 / 3600)) == 0
+    assert "stopped: the time budget is used up" in capsys.readouterr().out
+    begun, waiting = (tmp_path / "steps" / "Task-v0" / str(seed) for seed in (1, 2))
+    assert status(begun)["state"] == "stopped" and status(waiting)["state"] == "waiting"
+    assert not (waiting / "config.json").exists()
+
+
+def test_a_full_disk_stops_the_benchmark_with_one_line_and_its_processes(tmp_path, monkeypatch):
+    write, ended = run.write_atomically, tmp_path / "steps" / "Task-v0" / "1"
 
     def full(path: Path, text: str) -> None:
-        if path.exists():  # the second write
+        if '"done"' in text:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write fails, without a name
         write(path, text)
 
     monkeypatch.setattr(run, "write_atomically", full)
-    with pytest.raises(SystemExit) as stopped:
-        run.main(run.Args(suite="test", jobs=2, output=str(tmp_path)))
-    error = f"error: No space left on device: {tmp_path / 'test'}; put it right, and the same command continues\n"
-    assert stopped.value.code == 2 and capsys.readouterr().err == error
-    assert status(job)["state"] == "running", "the last status that could be written"
-    left = subprocess.run(["ps", "-ww", "-A", "-o", "args="], capture_output=True, text=True).stdout
-    assert str(job.folder) not in left, "its process is gone"
+    variant = ("slow=--delay 60",)
+    with pytest.raises(InputError, match=f"No space left on device: {tmp_path}; put it right, and the same command"):
+        run.main(args(tmp_path, variant=variant, flags="--delay 0.5"))
+    slow = tmp_path / "steps-slow" / "Task-v0" / "1"
+    assert (ended / "eval.csv").exists() and not alive(started(slow)[0]["pid"]) and status(slow)["state"] == "stopped"
 
 
-def test_a_script_that_finds_the_disk_full_stops_the_benchmark(suite, monkeypatch):
-    jobs = suite(ppo(), ppo("tiny_envs:Chain-v1"))
-    monkeypatch.setattr(
-        run.Job, "command", lambda job: ["python", "-c", "raise OSError(28, 'No space left on device')"]
+def test_an_algorithm_is_stopped_at_a_checkpoint_and_continued_on_an_own_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")
+    flags = "--no-compile --num-steps 32 --num-minibatches 1 --update-epochs 1 --eval-episodes 1 --checkpoint-every 256"
+    plan = args(
+        tmp_path, script=(), algorithms=("ppo",), tasks=("tiny_envs:Chain-v0",), flags=flags, total_timesteps=20_000
     )
-    with pytest.raises(OSError, match="No space left on device") as raised:
-        execute(jobs, parallel=1)
-    assert raised.value.filename == str(jobs[0].folder)
-    assert [job.state for job in jobs] == ["failed", "waiting"]
+    (job,) = run.plan(plan)
+    begun = lambda: "seen" if (job.folder / "checkpoint.pt").exists() else ""  # noqa: E731
+    assert run.execute([job], executors.Local(), 1, tmp_path, watch=begun) == "seen"
+    assert job.status["state"] == "stopped" and run.reached(job.folder) < 20_000
+    assert run.main(plan) == 0
+    assert status(job.folder)["state"] == "done" and len(read(job.folder, "config.json")["commands"]) == 2
+    assert (job.folder / "eval.csv").read_text().splitlines()[-1].startswith("20000,")
 
 
-def test_status_shows_every_state_staleness_and_the_time_left_and_writes_nothing(suite, monkeypatch, capsys, tmp_path):
-    done, stale, failed, stopped, waiting = suite(*(ppo(f"tiny_envs:Chain-v{i}", 1000) for i in range(5)))
-    sha = run.algorithm_sha256(done.script)
-    for job, state, algorithm, step in (
-        (done, "done", sha, 1000), (stale, "done", "another", 1000), (failed, "failed", sha, 500),
-        (stopped, "running", sha, 500),  # says its status, but there is no process
-    ):  # fmt: skip
-        record = {"state": state, "exit_code": int(state == "failed"), "total_timesteps": 1000, "flags": FLAGS}
-        job.write(record | {"algorithm_sha256": algorithm})
-        (job.folder / "eval.csv").write_text("step,episode,return,length\n")
-        (job.folder / "config.json").write_text("{}")
-        (job.folder / "metrics.csv").write_text(f"step,seconds,steps_per_second\n{step},{step * 3.6},1\n")
-    before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setenv("COLUMNS", "250")
-    assert run.main(run.Args(suite="test", jobs=2, output=str(tmp_path), status=True)) == 0
-    out = capsys.readouterr().out
-    assert run.main(run.Args(suite="test", jobs=2, output=str(tmp_path), dry_run=True)) == 0
-    plan = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in plan] == ["skip", "skip", "python", "python", "python", "#"]
-    assert "--resume" in plan[3] and "--run-dir" in plan[4] and sorted(tmp_path.rglob("*")) == before
-    lines = {line.split("│")[2].strip(): line for line in out.splitlines() if "Chain" in line}
-    texts = "done ", "done, stale: ppo.py has changed since", "failed (exit 1), see", "stopped", "waiting"
-    for job, text in zip((done, stale, failed, stopped, waiting), texts, strict=True):
-        assert text in lines[job.experiment.env_id], out
-    counts = "2 done, 1 failed, 1 stopped, 1 waiting, 1 of the done ones stale"
-    # 500 + 500 + 1000 steps of 3.6 s, two at a time
-    assert f"{counts}; about 1:00:00 left, 2 at a time" in " ".join(out.split())
+@linux
+def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_of_a_machine(tmp_path, capsys):
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install -r requirements-extra.txt")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        plan = args(tmp_path, seeds=("2",), total_timesteps=1500, flags="--delay 0.8", jobs=None)
+        jobs = run.plan(plan)
+        executor = executors.Ray(cluster.address, 1, 0, 3, [job.experiment.script for job in jobs])
+        assert executor.slots() == 2
+
+        def lose_a_machine() -> str:
+            if len(cluster.list_all_nodes()) == 2 and all((job.folder / "checkpoint.pt").exists() for job in jobs):
+                assert all(job.status["state"] == "running" for job in jobs)
+                cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+            return ""
+
+        try:
+            assert run.execute(jobs, executor, 2, tmp_path, watch=lose_a_machine) == ""
+        finally:
+            executor.close()
+    finally:
+        cluster.shutdown()
+    assert [job.status["state"] for job in jobs] == ["done", "done"]
+    assert "its machine was lost" in capsys.readouterr().out
+    starts = sorted([start["start"] for start in started(job.folder)] for job in jobs)
+    assert starts[0] == [0], "the run on the other machine was left in peace"
+    assert len(starts[1]) == 2 and starts[1][1] >= 100, "and this one went on from its last checkpoint"
+    for job in jobs:
+        rows = (job.folder / "eval.csv").read_text().splitlines()[1:]
+        assert rows == [f"{step},0,{job.seed},9" for step in range(100, 1600, 100)]
+    assert not ray.is_initialized()
 
 
-def test_plan_has_every_experiment_and_seed_once_and_variants_apart(suite, tmp_path):
-    ablation = experiments("her_ddpg", ("FetchPush-v4",), 800, variant="no-her")
-    jobs = suite(ppo(), Experiment("her_ddpg", "FetchPush-v4", 800), *ablation, seeds=3)
-    where = [str(job.folder.relative_to(tmp_path / "test")) for job in jobs]
-    labels = ("ppo/tiny_envs:Chain-v0", "her_ddpg/FetchPush-v4", "her_ddpg-no-her/FetchPush-v4")
-    assert where == [f"{label}/{seed}" for seed in (1, 2, 3) for label in labels]
-    words = jobs[3].command()
-    assert words[words.index("--seed") + 1] == "2" and "--no-compile" in words and "" not in words
-    assert words[words.index("--run-dir") + 1] == str(jobs[3].folder)
-    assert "--no-her" in jobs[2].command() and "--no-her" not in jobs[1].command()
+def test_a_cluster_needs_ray_and_a_share_that_exists(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--executor ray needs Ray: pip install -r requirements-extra.txt"):
+        run.main(args(tmp_path, executor="ray"))
 
 
-def test_bad_input_is_one_line(tmp_path, capsys):
-    for settings, message in (
-        ({"suite": "nope"}, "--suite nope does not exist"), ({"algorithms": ("dqn",)}, "--algorithms dqn is not in"),
-        ({"tasks": ("Ant-v5",)}, "--tasks Ant-v5 is not in suite quick"), ({"seeds": 0}, "--seeds 0 is out of range"),
-        ({"time_budget": 0.0}, "--time-budget 0.0 is out of range"), ({"jobs": 0}, "--jobs 0 is out of range"),
-        ({"output": __file__}, "cannot write --output"),
-    ):  # fmt: skip
-        with pytest.raises(SystemExit) as stopped:
-            run.main(run.Args(**{"output": str(tmp_path / "out")} | settings))
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_files_that_travel_are_those_that_changed_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    files = {"eval.csv": b"a\n", "harness/stderr.log": b"", "checkpoint.pt": b"1", "policy.pt": b"2"}
+    executors.write_files(here, files)
+    (here / ".lock").touch()
+    seen: dict = {}
+    first = executors.changes(here, seen)
+    assert list(first) == ["checkpoint.pt", "eval.csv", "harness/stderr.log", "policy.pt"] and first == files
+    executors.write_files(there, first)
+    assert executors.changes(here, seen) == {} and (there / "policy.pt").read_bytes() == b"2"
+    executors.write_files(here, {"policy.pt": b"new", "eval.csv": b"a\nb\n"})
+    assert executors.changes(here, seen, logs_only=True) == {"eval.csv": b"a\nb\n"}, "without a checkpoint, logs only"
+    executors.write_files(here, {"checkpoint.pt": b"new"})
+    assert executors.changes(here, seen, logs_only=True) == {"checkpoint.pt": b"new", "policy.pt": b"new"}
 
 
-def test_every_suite_evaluates_often_enough_and_gives_reasons():
-    figures, on_policy = load_published(), ("reinforce", "a2c", "trpo", "ppo")
+def test_every_suite_evaluates_often_enough_gives_reasons_and_names_settings_that_exist():
     for name, members in SUITES.items():
         assert len({(e.label, e.env_id) for e in members}) == len(members), name
         for e in members:
-            assert int(e.flags.get("eval-every", 20_000)) * 20 <= e.total_timesteps
-            measured = {"eval-every", "no-compile"}  # how it is measured and executed, not what is learned
-            assert e.reason or not set(e.flags) - measured, f"{name}: {e} needs a reason"
-    planned = {(name, e.label, e.env_id) for name, members in SUITES.items() for e in members}
-    assert not REMARKS.keys() - planned, "remarks on what is in no suite"
-    for e in SUITES["quick"]:
-        task, _ = split_env_id(e.env_id)
-        steps = [r.env_steps for r in figures if (r.kind, r.algorithm, r.task) == ("reference", e.algorithm, task)]
-        comparable = nearest(steps, e.total_timesteps, SAME_STEP) is not None
-        assert comparable == (e.algorithm in on_policy), e  # suites.py says why the others stop earlier
+            assert int(e.flags["eval-every"]) * 20 <= e.total_timesteps and e.script.is_file()
+            assert e.reason or set(e.flags) == {"eval-every"}, f"{name}: {e} needs a reason"
+            assert (e.algorithm in ALGORITHMS) != (e.algorithm in PEERS)
+            body = next(n for n in ast.parse(e.script.read_text()).body if getattr(n, "name", "") == "Args").body
+            fields = {n.target.id for n in body if isinstance(n, ast.AnnAssign)}
+            known = {flag.removeprefix("no-").replace("-", "_") for flag in e.flags}
+            assert known <= fields, f"{name}: {e.script.name} has no {known - fields}"
+    runs = {name: sum(e.seeds for e in members) for name, members in SUITES.items()}
+    assert runs == {"quick": 8, "on-policy": 225, "off-policy": 36, "fetch": 20, "peers": 27}
