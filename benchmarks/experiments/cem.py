@@ -43,14 +43,13 @@ def refit(theta: Tensor, score: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     return best.mean(0), best.std(0, correction=0).clamp_min(floor)
 
 
-def learn(name: str, seed: int, task: str, total: int) -> list[dict]:
-    """The return, mean of 8 episodes, of CEM's m or of TRPO's policy without noise, each N episodes."""
-    torch.manual_seed(seed)
+def learn(name: str, seed: int, task: str, total: int):
+    """Yields the return, mean of 8 episodes, of CEM's m or of TRPO's policy without noise, every N episodes."""
     envs, test = Envs(task, N, seed, max_episode_steps=LIMIT), Envs(task, 8, 1000, max_episode_steps=LIMIT)
     low, high = torch.tensor(envs.spaces[1].low), torch.tensor(envs.spaces[1].high)
     actor = DeterministicActor(envs.obs.shape[1], low, high, CEM.get(name, ())).requires_grad_(False)
     m = torch.zeros(sum(p.numel() for p in actor.parameters()))
-    sd, rows = torch.ones_like(m), []
+    sd = torch.ones_like(m)
     trpo = TRPO(*envs.spaces, TRPOArgs(device="cpu", compile=False, num_envs=N))
     for k in range(1, total + 1):
         if name in CEM:
@@ -61,13 +60,12 @@ def learn(name: str, seed: int, task: str, total: int) -> list[dict]:
             trpo.update(*rollout(trpo, envs, LIMIT), k / total)
         test.restart()
         score = test.play(partial(act, actor, m) if name in CEM else trpo.act).mean().item()
-        rows.append({"task": task, "step": k * N * LIMIT, "return": score})
-    return rows
+        yield {"task": task, "step": k * N * LIMIT, "return": score}
 
 
 def main(args: Args) -> None:
     names = [*CEM, "TRPO"]
-    frames = {task: runs(args, learn, names, task, 2 if args.quick else 25) for task in TASKS}
+    frames = {task: runs(args, learn, names, task, 1 if args.quick else 25) for task in TASKS}
     figure, axes = plt.subplots(1, 2, figsize=(8.3, 3.4), layout="constrained")
     for axis, (task, frame) in zip(axes, frames.items(), strict=True):
         curves(axis, frame, "return", ylabel=f"return of {LIMIT} steps", title=f"{task} ({TASKS[task]})")

@@ -1,8 +1,8 @@
 """DQN and double DQN on quantised actions: how far does the max in the target put Q above the true return?
 
-Lecture "Policy Gradient Methods", slides "Deterministic Policies" (the loss, the greedy policy); "Handling Continuous
-Action Space", slides "Approaches for dealing with continuous action space" (11 levels from -1 to 1), "Limitations of
-DQN", "How double-DQN deals with the overestimation problem"; "Actor Critic II", slide "Coding" (a hard target update):
+Lecture "Policy Gradient Methods", slide "Deterministic Policies"; "Handling Continuous Action Space", slides
+"Limitations of DQN", "Approaches for dealing with continuous action space" (11 levels) and "Recap: How double-DQN deals
+with the overestimation problem"; "Actor Critic II", slide "Coding" (the hard target update):
 
     L(theta) = mean (y - Q(s, a; theta))^2                          a = argmax_a Q(s, a; theta) (eps-greedy)
     DQN         y = r + gamma (1 - terminal) max_a' Q(s', a'; theta-)
@@ -17,8 +17,7 @@ from ddpg import Replay, follow, gradient_step, relu_mlp
 from learning import Envs, curves, over_seeds, runs
 from torch import Tensor, nn
 
-TASK, GAMMA, HORIZON = "Pendulum-v1", 0.98, 400  # steps of a return; what follows is worth less than a thousandth
-TORQUES = torch.linspace(-2, 2, 11).unsqueeze(-1)  # the quantised actions
+GAMMA, TORQUES = 0.98, torch.linspace(-2, 2, 11).unsqueeze(-1)  # TORQUES: the quantised actions
 NOISE = 3.0  # std of noise in the rewards, which are -16 to 0: the values stay, but max prefers what errs upwards
 
 
@@ -27,8 +26,7 @@ class DQN(nn.Module):
 
     def __init__(self, obs_dim: int, actions: int, double: bool):
         super().__init__()
-        self.double = double
-        self.q, self.q_target = (relu_mlp(obs_dim, 64, 64, actions) for _ in range(2))
+        self.double, self.q, self.q_target = double, *(relu_mlp(obs_dim, 64, 64, actions) for _ in range(2))
         follow(self.q_target.requires_grad_(False), self.q, 1.0)  # theta- <- theta
         self.step = gradient_step(self.loss, torch.optim.Adam(self.q.parameters(), 1e-3), compile=False)
 
@@ -44,10 +42,9 @@ class DQN(nn.Module):
         return (self.target(r, s2, terminal) - q).square().mean(), {}
 
 
-def learn(name: str, seed: int, steps: int) -> list[dict]:
-    """Discounted return of one run's greedy policy, mean of 16 starts, and by how much max Q exceeds it."""
-    torch.manual_seed(seed)
-    envs, test, rows = Envs(TASK, 1, seed), Envs(TASK, 16, 1000, max_episode_steps=HORIZON), []
+def learn(name: str, seed: int, steps: int):
+    """Yields the discounted return of the greedy policy, mean of 16 starts, and by how much max Q exceeds it."""
+    envs, test = Envs("Pendulum-v1", 1, seed), Envs("Pendulum-v1", 16, 1000, max_episode_steps=400)  # 0.98^400 < 0.001
     agent, memory = DQN(3, len(TORQUES), double=name == "double DQN"), Replay(50_000, 3, 1, "cpu")
     for step in range(1, steps + 1):
         s, greedy = envs.obs, torch.rand(1) > max(0.05, 1 - step / 2000)
@@ -59,11 +56,9 @@ def learn(name: str, seed: int, steps: int) -> list[dict]:
         if step % 200 == 0:
             follow(agent.q_target, agent.q, 1.0)  # theta- <- theta
         if step % 1000 == 0:
-            test.restart(seed=1000)
-            estimate = agent.q(test.obs).max(-1).values.mean().item()
-            true = test.play(lambda s: TORQUES[agent.q(s).argmax(-1)], GAMMA).mean().item()
-            rows.append({"step": step, "true": true, "error": estimate - true})
-    return rows
+            best = agent.q(test.restart(seed=1000)).max(-1).values
+            true = test.play(lambda s: TORQUES[agent.q(s).argmax(-1)], GAMMA)
+            yield {"step": step, "true": true.mean().item(), "error": (best - true).mean().item()}
 
 
 def main(args: Args) -> None:
@@ -76,8 +71,8 @@ def main(args: Args) -> None:
     dqn, double = late.loc["DQN"], late.loc["double DQN"]
     tell(
         f"In the last third DQN's policy gets {over_seeds(dqn.true)}, double DQN's {over_seeds(double.true)}.",
-        f"Their Q exceeds that by {over_seeds(dqn.error)} and {over_seeds(double.error)}, a difference of "
-        f"{over_seeds(dqn.error - double.error)} (means, 95 % intervals, n = {args.seeds}).",
+        f"Their Q exceeds that by {over_seeds(dqn.error)} and {over_seeds(double.error)},",
+        f"differing by {over_seeds(dqn.error - double.error)} (means, 95 % intervals, n = {args.seeds}).",
     )
 
 

@@ -26,10 +26,11 @@ class Envs:
         self.returns: list[float] = []
         self.restart(seed)
 
-    def restart(self, seed: int | None = None) -> None:
-        """Start a new episode in every environment."""
+    def restart(self, seed: int | None = None) -> Tensor:
+        """Start a new episode in every environment; returns obs."""
         self.obs = torch.as_tensor(self.vector.reset(seed=seed)[0], dtype=torch.float32)
         self.running = np.zeros(self.vector.num_envs)
+        return self.obs
 
     def step(self, actions: Tensor) -> list[Tensor]:
         """s2 [n, obs], the last state of an episode where one ended; r, terminal and done [n]; all are float32."""
@@ -65,11 +66,16 @@ def rollout(agent: Any, envs: Envs, steps: int) -> list[Tensor]:
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
+def run(learn: Callable, name: str, seed: int, *settings: Any) -> list[dict[str, Any]]:
+    """The rows that learn(name, seed, *settings) yields, with name and seed, which everything random follows from."""
+    torch.manual_seed(seed)
+    return [{"algorithm": name, "seed": seed} | row for row in learn(name, seed, *settings)]
+
+
 def runs(args: Args, learn: Callable, names: Sequence[str], *settings: Any) -> pd.DataFrame:
-    """The rows of learn(name, seed, *settings) for every name and seed, with columns algorithm and seed before them."""
-    tasks = [(name, args.seed + k, *settings) for k in range(args.seeds) for name in names]
-    rows = zip(tasks, in_parallel(learn, tasks), strict=True)
-    return pd.DataFrame([{"algorithm": name, "seed": seed} | row for (name, seed, *_), of in rows for row in of])
+    """The rows of all names and seeds."""
+    tasks = [(learn, name, args.seed + k, *settings) for k in range(args.seeds) for name in names]
+    return pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
 
 
 def curves(axis: plt.Axes, frame: pd.DataFrame, y: str, **labels: str) -> None:

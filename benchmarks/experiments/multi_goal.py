@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from ddpg import Replay
@@ -29,10 +30,17 @@ def random_memory(n: int) -> Replay:
 
 @torch.no_grad()
 def walk(act: Callable, n: int) -> tuple[Tensor, Tensor]:
-    """n paths from the middle [31, n, 2], by the actions act(s) [n] until a goal, and the goals [n] (-1: none)."""
+    """n paths from the middle [31, n, 2] by the actions act(s) [n], and the share of each goal, the highest first."""
     path, reached = [torch.zeros(n, 2)], torch.full((n,), -1)
     for _ in range(30):
         s2, goal = move(path[-1], act(path[-1]))
         path.append(torch.where((reached < 0).unsqueeze(-1), s2, path[-1]))
         reached = torch.where(reached < 0, goal, reached)
-    return torch.stack(path), reached
+    return torch.stack(path), torch.bincount(reached + 1, minlength=5)[1:].sort(descending=True).values / n
+
+
+def draw(axis: Any, path: Tensor, colour: str, title: str) -> None:
+    """The paths [steps, n, 2] between the goals."""
+    axis.plot(*path.permute(2, 0, 1), color=colour, alpha=0.5, linewidth=1)
+    axis.plot(*GOALS.T, "k*")
+    axis.set(xlabel="x", ylabel="y", title=title, aspect="equal")

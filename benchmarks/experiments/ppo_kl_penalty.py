@@ -13,7 +13,6 @@ The loss estimates the KL as the mean of ratio - 1 - log ratio: right in expecta
 import copy
 
 import numpy as np
-import torch
 from common import Args, plt, save, setup, tell
 from learning import Envs, curves, over_seeds, rollout, runs
 from ppo import PPO
@@ -21,7 +20,6 @@ from ppo import Args as PPOArgs
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-TASK = "InvertedPendulum-v5"
 VARIANTS = {  # clip range (1e9: none, which leaves ratio_t A_t), beta at the start, d_targ (None: beta stays)
     "clip 0.2": (0.2, 0.0, None),
     "KL penalty, target 0.01": (1e9, 1.0, 0.01),
@@ -44,32 +42,28 @@ class PenaltyPPO(PPO):
     def update(self, s: Tensor, *rest) -> dict:
         old, s_seen = copy.deepcopy(self.actor), self.normalise(s.flatten(0, 1))
         super().update(s, *rest)
-        with torch.no_grad():
-            before, after = (Normal(actor.mu(s_seen), actor.log_std.exp()) for actor in (old, self.actor))
+        before, after = (Normal(actor.mu(s_seen), actor.log_std.exp()) for actor in (old, self.actor))
         d = kl_divergence(before, after).sum(-1).mean().item()
         if self.kl_target is not None:
             self.beta *= 0.5 if d < self.kl_target / 1.5 else 2 if d > 1.5 * self.kl_target else 1
         return {"kl": d, "log_kl": np.log10(d), "beta": self.beta}
 
 
-def learn(name: str, seed: int, rollouts: int) -> list[dict]:
-    """One run, a row per rollout of 8 x 128 steps: KL of the update, beta after it, return of the last 20 episodes."""
-    torch.manual_seed(seed)
-    (clip, *penalty), envs, rows = VARIANTS[name], Envs(TASK, 8, seed), []
+def learn(name: str, seed: int, rollouts: int):
+    """Yields, for each rollout of 8 x 128 steps, the KL of its update, beta, and the return of the last 20 episodes."""
+    (clip, *penalty), envs = VARIANTS[name], Envs("InvertedPendulum-v5", 8, seed)
     settings = {"num_steps": 128, "num_minibatches": 8, "learning_rate": 1e-3, "anneal_lr": False, "clip_coef": clip}
     agent = PenaltyPPO(*envs.spaces, PPOArgs(device="cpu", compile=False, **settings), *penalty)
     for k in range(1, rollouts + 1):
         info = agent.update(*rollout(agent, envs, 128), k / rollouts)
-        rows.append({"step": k * 8 * 128, "return": np.mean(envs.returns[-20:])} | info)
-    return rows
+        yield {"step": k * 8 * 128, "return": np.mean(envs.returns[-20:])} | info
 
 
 def main(args: Args) -> None:
     frame = runs(args, learn, list(VARIANTS), 2 if args.quick else 30)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 3.6), layout="constrained")
     curves(left, frame, "log_kl", ylabel="log10 of an update's KL [nats]", title="How far the policy moves")
-    curves(right, frame, "return", ylabel="return, mean of 20 episodes", title=TASK)
-    right.get_legend().remove()
+    curves(right, frame, "return", ylabel="return, mean of 20 episodes", title="InvertedPendulum-v5")
     save(args, "ppo_kl_penalty", frame, figure)
     runs_of = frame.groupby(["algorithm", "seed"])
     kl, gain = (

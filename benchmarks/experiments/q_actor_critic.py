@@ -8,13 +8,11 @@ it is used, which the slide leaves out, and going on while (not until) s_t is no
     theta  <- theta + alpha_theta grad log pi(a_t | s_t) Q(s_t, a_t)                  actor, "Q"
     theta  <- theta + alpha_theta grad log pi(a_t | s_t) (Q(s_t, a_t) - V(s_t))       actor, "Q - V"
 
-V(s) = sum_a pi(a | s) Q(s, a) is a baseline: it changes the step's variance, not its mean. Steps are means over 8 copies
-of the environment, and go through Adam.
+The baseline V(s) = sum_a pi(a | s) Q(s, a) leaves the mean of the actor's step as it is. Adam makes the steps.
 
     python benchmarks/experiments/q_actor_critic.py
 """
 
-import numpy as np
 import torch
 from common import Args, plt, save, setup, tell
 from learning import Envs, curves, over_seeds, runs
@@ -33,7 +31,6 @@ class QActorCritic(nn.Module):
         self.critic_step = gradient_step(self.critic_loss, torch.optim.Adam(self.critic.parameters(), 3e-3), False)
 
     def q(self, s: Tensor, a: Tensor) -> Tensor:
-        """Q(s, a) [n]."""
         return self.critic(s).gather(-1, a.unsqueeze(-1)).squeeze(-1)
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, a2: Tensor, terminal: Tensor):
@@ -52,22 +49,19 @@ class QActorCritic(nn.Module):
         return -(self.actor.log_prob(s, a)[0] * self.weight(s, a)).mean(), {}
 
 
-def learn(name: str, seed: int, steps: int) -> list[dict]:
-    """The return of one run on CartPole-v1 as it goes on."""
-    torch.manual_seed(seed)
-    envs, rows = Envs("CartPole-v1", 8, seed), []
+def learn(name: str, seed: int, steps: int):
+    """Yields the mean return of the last 20 episodes; every step is the mean over 8 copies of CartPole-v1."""
+    envs = Envs("CartPole-v1", 8, seed)
     agent = QActorCritic(*envs.spaces, advantage=name == "Q - V")
     sample = torch.no_grad()(agent.actor.sample)
     a = sample(envs.obs)
     for step in range(8, steps + 1, 8):
         s, (s2, r, terminal, done) = envs.obs, envs.step(a)
-        a2 = sample(s2)
-        agent.critic_step(s, a, r, s2, a2, terminal)
+        agent.critic_step(s, a, r, s2, a2 := sample(s2), terminal)
         agent.actor_step(s, a)
         a = torch.where(done.bool(), sample(envs.obs), a2)  # where an episode ended, s2 is not the state to act in
         if step % 2000 == 0:
-            rows.append({"step": step, "return": np.mean(envs.returns[-20:])})
-    return rows
+            yield {"step": step, "return": sum(envs.returns[-20:]) / 20}
 
 
 def main(args: Args) -> None:

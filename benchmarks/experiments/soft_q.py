@@ -10,14 +10,12 @@ environment example": a point starts in the middle of four goals that are worth 
     python benchmarks/experiments/soft_q.py
 """
 
-import copy
-
 import pandas as pd
 import torch
 from common import COLOURS, Args, in_parallel, plt, save, setup, tell
 from ddpg import follow, gradient_step, relu_mlp
 from learning import over_seeds
-from multi_goal import ANGLES, GOALS, random_memory, walk
+from multi_goal import ANGLES, draw, random_memory, walk
 from torch import Tensor
 
 ALPHA = {"soft Q-learning": 0.15, "Q-learning": 1e-5}  # temperatures
@@ -36,8 +34,8 @@ def policy(q: Tensor, alpha: float) -> Tensor:
 def learn(name: str, seed: int, steps: int) -> torch.nn.Module:
     """Q after `steps` gradient steps on random actions in random places."""
     torch.manual_seed(seed)
-    q, memory = relu_mlp(2, 128, 128, len(ANGLES)), random_memory(50_000)
-    q_target, optimizer = copy.deepcopy(q), torch.optim.Adam(q.parameters(), 1e-3)
+    (q, q_target), memory = (relu_mlp(2, 128, 128, len(ANGLES)) for _ in range(2)), random_memory(50_000)
+    optimizer = torch.optim.Adam(q.parameters(), 1e-3)
 
     def loss(s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor):
         with torch.no_grad():
@@ -58,30 +56,24 @@ def main(args: Args) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(8.3, 3.1), layout="constrained")
     for (name, seed, _), q in zip(tasks, nets, strict=True):
         torch.manual_seed(seed)
-        path, goals = walk(lambda s, q=q, alpha=ALPHA[name]: policy(q(s), alpha).multinomial(1).squeeze(-1), n)
-        shares = torch.bincount(goals + 1, minlength=5)[1:].sort(descending=True).values / n
+        path, shares = walk(lambda s, q=q, alpha=ALPHA[name]: policy(q(s), alpha).multinomial(1).squeeze(-1), n)
         rows += [{"algorithm": name, "seed": seed, "rank": k + 1, "share": x.item()} for k, x in enumerate(shares)]
         if seed == args.seed:
-            axes[0].plot(*path[:, :30].permute(2, 0, 1), color=COLOURS[len(rows) > 4], alpha=0.5, linewidth=1)
-    axes[0].plot(*GOALS.T, "k*")
-    axes[0].set(xlabel="x", ylabel="y", title=f"30 paths, seed {args.seed}", aspect="equal")
+            draw(axes[0], path[:, :30], COLOURS[list(ALPHA).index(name)], f"30 paths of each, seed {seed}")
     for place, line in (((0.0, 0.0), "-o"), ((2.5, 2.5), "--s")):
         pi = policy(nets[0](torch.tensor(place)), ALPHA["soft Q-learning"]).detach()
         axes[1].plot(ANGLES.rad2deg(), pi, line, color="black", markersize=3, label=f"at {place}")
     axes[1].set(xlabel="direction [degrees]", ylabel="pi(a | s)", title="The soft policy", xticks=range(0, 361, 90))
     frame = pd.DataFrame(rows)
     for k, (name, of) in enumerate(frame.groupby("algorithm", sort=False)):
-        label = f"{name} (n = {args.seeds})"
-        axes[2].plot(of["rank"] + 0.2 * k - 0.1, of.share, "os"[k], color=COLOURS[k], alpha=0.6, label=label)
+        axes[2].plot(of["rank"] + 0.2 * k - 0.1, of.share, "os"[k], alpha=0.6, label=f"{name} (n = {args.seeds})")
     axes[2].set(xlabel="goal, most visited first", ylabel=f"share of {n} paths", title="Goals reached, every seed")
     axes[1].legend(fontsize=7), axes[2].legend(fontsize=7)
     save(args, "soft_q", frame, figure)
     top, least = (frame[frame["rank"] == k].groupby("algorithm").share.apply(over_seeds) for k in (1, 4))
-    tell(
-        f"Of soft Q-learning's paths {top['soft Q-learning']} end at the goal visited most and "
-        f"{least['soft Q-learning']} at the one visited least (means, 95 % intervals, n = {args.seeds}).",
-        f"Of Q-learning's {top['Q-learning']} end at one and the same goal.",
-    )
+    most, fewest, one = top["soft Q-learning"], least["soft Q-learning"], top["Q-learning"]
+    tell(f"Of soft Q-learning's paths {most} end at the goal visited most, {fewest} at that visited least.")
+    tell(f"Of Q-learning's paths {one} end at one goal (means, 95 % intervals, n = {args.seeds}).")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def experiment(name: str) -> ModuleType:
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_form_writes_picture_and_csv_and_tells_two_sentences(name, tmp_path):
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--seed", "3", "--seeds", "2", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.png"]
     assert (tmp_path / f"{name}.png").stat().st_size < 60_000
