@@ -53,13 +53,13 @@ def learn(name: str, seed: int, steps: int) -> torch.nn.Module:
 def main(args: Args) -> None:
     tasks = [(name, args.seed + k, 100 if args.quick else 5000) for name in ALPHA for k in range(args.seeds)]
     nets, rows, n = in_parallel(learn, tasks), [], 400
-    figure, axes = plt.subplots(1, 3, figsize=(8.3, 3.1), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(8.3, 2.9), layout="constrained")
     for (name, seed, _), q in zip(tasks, nets, strict=True):
         torch.manual_seed(seed)
         path, shares = walk(lambda s, q=q, alpha=ALPHA[name]: policy(q(s), alpha).multinomial(1).squeeze(-1), n)
         rows += [{"algorithm": name, "seed": seed, "rank": k + 1, "share": x.item()} for k, x in enumerate(shares)]
         if seed == args.seed:
-            draw(axes[0], path[:, :30], COLOURS[list(ALPHA).index(name)], f"30 paths of each, seed {seed}")
+            draw(axes[0], path[:, :20], COLOURS[list(ALPHA).index(name)], f"20 paths of each, seed {seed}")
     for place, line in (((0.0, 0.0), "-o"), ((2.5, 2.5), "--s")):
         pi = policy(nets[0](torch.tensor(place)), ALPHA["soft Q-learning"]).detach()
         axes[1].plot(ANGLES.rad2deg(), pi, line, color="black", markersize=3, label=f"at {place}")
@@ -72,8 +72,8 @@ def main(args: Args) -> None:
     save(args, "soft_q", frame, figure)
     top, least = (frame[frame["rank"] == k].groupby("algorithm").share.apply(over_seeds) for k in (1, 4))
     most, fewest, one = top["soft Q-learning"], least["soft Q-learning"], top["Q-learning"]
-    tell(f"Of soft Q-learning's paths {most} end at the goal visited most, {fewest} at that visited least.")
-    tell(f"Of Q-learning's paths {one} end at one goal (means, 95 % intervals, n = {args.seeds}).")
+    first = f"Of soft Q-learning's paths {most} end at the goal visited most, {fewest} at that visited least."
+    tell(first, f"Of Q-learning's paths {one} end at one goal (means, 95 % intervals, n = {args.seeds}).")
 
 
 if __name__ == "__main__":
