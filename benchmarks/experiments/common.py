@@ -94,6 +94,13 @@ def interval(x: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def panels(title: str, columns: int, height: float = 3.6) -> tuple[plt.Figure, Any]:
+    """A figure of 830 pixels with panels side by side: (figure, axis) or (figure, axes)."""
+    figure, axes = plt.subplots(1, columns, figsize=(8.3, height), layout="constrained")
+    figure.suptitle(f"{title}, mean and 95 % interval")
+    return figure, axes
+
+
 def curve(axis: plt.Axes, rows: pd.DataFrame, x: str, y: str, label: str, **line: Any) -> None:
     """Draw the mean of column y over the seeds against column x, with its 95 % interval; the legend tells n."""
     at, stats = zip(*((value, interval(group)) for value, group in rows.groupby(x)[y]), strict=True)
@@ -114,7 +121,7 @@ def interact(env: gym.Env, policy: Callable, seed: int, to_env: Callable = lambd
 
 
 def off_policy(agent: Any, memory: Any, env: gym.Env, seed: int, steps: int, start: int, batch: int) -> Iterator[tuple]:
-    """Train with one update per step, random actions before step `start`; yields (step, the update's info) after each."""
+    """Train with one update per step, random actions before step `start`; yields (step, info) after each."""
 
     def policy(s: torch.Tensor) -> torch.Tensor:
         return agent.explore(s) if memory.size >= start else agent.explore_uniformly(1)
@@ -141,8 +148,8 @@ def episodes(agent: Any, env: gym.Env, seed: int, n: int) -> list[tuple[torch.Te
 def estimated_and_true(agent: Any, critic: Callable, env: gym.Env, gamma: float, seed: int, n: int) -> dict[str, float]:
     """Means of Q(s, mu(s)) and of the true discounted return over the states of n episodes with mu.
 
-    Where a time limit cuts an episode, the states so near it that more than 1 % of a constant reward's return is missing
-    do not count.
+    Where a time limit cuts an episode, the states so near it that more than 1 % of a constant reward's return is
+    missing do not count.
     """
     estimated, true, missing = [], [], int(np.ceil(np.log(0.01) / np.log(gamma)))
     for s, r, cut in episodes(agent, env, seed, n):
@@ -156,10 +163,11 @@ def estimated_and_true(agent: Any, critic: Callable, env: gym.Env, gamma: float,
     return {"estimated": float(np.mean(estimated)), "true": float(np.mean(true))}
 
 
-def in_parallel(function: Callable, tasks: Sequence[tuple]) -> list:
-    """What function(*task) returns for each of the tasks, in their order, on all cores, one thread each."""
-    workers = min(len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+def measure(function: Callable, args: Args, *tasks: tuple) -> pd.DataFrame:
+    """The rows that function(seed, *task) returns, for every seed and task, on all cores with one thread each."""
+    calls = [(seed, *task) for seed in range(args.seed, args.seed + args.seeds) for task in tasks]
+    workers = min(len(calls), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        return list(pool.map(function, *zip(*tasks, strict=True)))
+        return pd.DataFrame([row for rows in pool.map(function, *zip(*calls, strict=True)) for row in rows])

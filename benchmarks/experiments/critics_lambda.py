@@ -1,106 +1,80 @@
 """One-step, n-step and Monte Carlo critics: bias against variance of their targets.
 
-Lectures "Policy Gradient Methods", slides "Actor-Critic Methods" (the bias of bootstrapping reduces variance), and
-"Pathwise derivatives, DDPG", slides "Stochastic Value Gradients V0" (learn Q, e.g. with TD(lambda)). The task is
-Sutton and Barto's random walk: 19 states in a row, rewards -1 at the left end and 1 at the right, V(i) = i / 10 - 1.
+Lectures "Policy Gradient Methods", slides "Actor-Critic Methods", and "Pathwise derivatives, DDPG", slides "Stochastic
+Value Gradients V0" (TD(lambda)). A random walk from state 10 to either end: V(i) = i / 10 - 1 for i = 1 ... 19.
 
     A_t = sum_k (gamma lambda)^k delta_{t+k},  V_t^targ = A_t + V(s_t)     [GAE.1], [GAE.2]
-    lambda = 0 is the one-step target r + V(s'), lambda = 1 the Monte Carlo return; the n-step target has n terms
+    one-step: lambda = 0; Monte Carlo: lambda = 1; n-step: the first n terms at lambda = 1
 
     python benchmarks/experiments/critics_lambda.py
 """
 
 import itertools
 
-import numpy as np
-import pandas as pd
 import torch
-from common import COLOURS, Args, curve, in_parallel, plt, save, setup, tell
-from torch import Tensor
+from common import COLOURS, Args, curve, measure, panels, save, setup, tell
+from tasks import random_walk
 
 # isort: split
 from ppo import gae
 
-TRUTH = torch.arange(1, 20) / 10 - 1
-LAMBDAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
-LENGTHS = (1, 2, 4, 8, 16, 32, 64, 4000)  # n of the n-step targets
-CUT = 200  # where the picture shows Monte Carlo, n = infinity
+TRUTH, MONTE_CARLO = torch.arange(1, 20) / 10 - 1, 200  # Monte Carlo is shown at 200 steps
+TARGETS = {("lambda", x): 1 / (1 - x) for x in (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)}  # how many steps till V takes over
+TARGETS |= {("n-step", n): n for n in (1, 2, 4, 8, 16, 32, 64)} | {("lambda", 1.0): MONTE_CARLO}
 RATES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)  # step sizes; the best is taken, each target's own
 
 
-def walk() -> Tensor:
-    """The states, from 1 to 19, of an episode from the middle to either end, and 0 or 20 at last."""
-    states = [10]
-    while 0 < states[-1] < 20:
-        states.append(states[-1] + 2 * int(torch.rand(()) < 0.5) - 1)
-    return torch.tensor(states)
-
-
-def targets(states: Tensor, v: Tensor, kind: str, value: float) -> Tensor:
+def targets(states: torch.Tensor, v: torch.Tensor, kind: str, value: float) -> torch.Tensor:
     """V^targ of an episode's states with critic v [21], whose ends are worth 0, by lambda or by number of steps."""
-    r, terminal = (states[1:] // 20 - (states[1:] == 0).long()).float(), torch.zeros(len(states) - 1)
-    terminal[-1] = 1.0
-    columns = [x.unsqueeze(1) for x in (r, v[states[:-1]], v[states[1:]], terminal, terminal)]
+    s, s2 = states[:-1], states[1:]
+    r, terminal = (s2 == 20).float() - (s2 == 0).float(), (s2 % 20 == 0).float()
+    columns = [x.unsqueeze(1) for x in (r, v[s], v[s2], terminal, terminal)]
     if kind == "lambda":
-        return v[states[:-1]] + gae(*columns, 1.0, value).squeeze(1)
+        return v[s] + gae(*columns, 1.0, value).squeeze(1)
     delta = torch.cat([gae(*columns, 1.0, 0.0).squeeze(1), torch.zeros(int(value) - 1)])
-    return v[states[:-1]] + delta.unfold(0, int(value), 1).sum(1)  # sum of n of the delta
-
-
-def horizon(kind: str, value: float) -> float:
-    """Steps before the critic takes over, on average: n or 1 / (1 - lambda)."""
-    return value if kind == "n-step" else 1 / max(1 - value, 1e-9)
+    return v[s] + delta.unfold(0, int(value), 1).sum(1)  # sum of n of the delta
 
 
 def run(seed: int, walks: int, repeats: int) -> list[dict]:
     """Bias and variance of the targets of an untrained critic, and the error of critics learned from ten episodes."""
     torch.manual_seed(seed)
-    sample, episodes, rows = [walk() for _ in range(walks)], [[walk() for _ in range(10)] for _ in range(repeats)], []
-    for kind, value in [("lambda", x) for x in LAMBDAS] + [("n-step", x) for x in LENGTHS]:
-        state = torch.cat([w[:-1] for w in sample])
+    sample, rows = [random_walk() for _ in range(walks)], []
+    episodes = [[random_walk() for _ in range(10)] for _ in range(repeats)]
+    state = torch.cat([w[:-1] for w in sample])
+    for (kind, value), steps in TARGETS.items():
         y = torch.cat([targets(w, torch.zeros(21), kind, value) for w in sample])
         mean = torch.stack([y[state == k].mean() for k in range(1, 20)])[state - 1]
-        row = {"seed": seed, "kind": kind, "value": value, "horizon": min(horizon(kind, value), CUT)}
-        row["bias2"] = (mean - TRUTH[state - 1]).square().mean().item()
-        row["variance"] = (y - mean).square().mean().item()
-        errors = {rate: [] for rate in RATES}
-        for rate, batch in itertools.product(RATES, episodes):
+        bias2, variance = (mean - TRUTH[state - 1]).square().mean().item(), (y - mean).square().mean().item()
+        row = {"seed": seed, "kind": kind, "value": value, "steps": steps, "bias2": bias2, "variance": variance}
+        errors = torch.zeros(len(RATES))
+        for (k, rate), batch in itertools.product(enumerate(RATES), episodes):
             v = torch.zeros(21)
             for w in batch:
                 v.index_add_(0, w[:-1], rate * (targets(w, v, kind, value) - v[w[:-1]]))
-                errors[rate].append((v[1:20] - TRUTH).square().mean().sqrt().item())
-        rate = min(RATES, key=lambda rate: np.nan_to_num(np.mean(errors[rate]), nan=np.inf))
-        rows.append(row | {"error": np.mean(errors[rate]), "rate": rate})
+                errors[k] += (v[1:20] - TRUTH).square().mean().sqrt() / (10 * repeats)
+        rows.append(row | {"error": errors.nan_to_num(torch.inf).min().item()})
     return rows
 
 
 def main(args: Args) -> None:
     """Measure, draw, tell."""
-    tasks = [(seed, *((50, 1) if args.quick else (500, 20))) for seed in range(args.seed, args.seed + args.seeds)]
-    rows = pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 3.6), layout="constrained")
+    rows = measure(run, args, (50, 1) if args.quick else (500, 10))
+    figure, (left, right) = panels("Targets of one-step, n-step and Monte Carlo critics, random walk", 2)
     for kind, line in (("lambda", "-"), ("n-step", "--")):
         chosen = rows[rows["kind"] == kind]
-        curve(left, chosen, "horizon", "bias2", f"bias², {kind}", color=COLOURS[0], linestyle=line)
-        curve(left, chosen, "horizon", "variance", f"variance, {kind}", color=COLOURS[1], linestyle=line)
-        curve(right, chosen, "horizon", "error", kind, color=COLOURS[2], linestyle=line, marker="o")
-    for axis in (left, right):
-        axis.set(xlabel="steps before the critic takes over: n or 1 / (1 - lambda)", xscale="log")
-        axis.set_xticks([1, 2, 5, 10, 20, 50, CUT], ["1", "2", "5", "10", "20", "50", "Monte Carlo"])
-        axis.minorticks_off()
+        curve(left, chosen, "steps", "bias2", f"bias², {kind}", color=COLOURS[0], linestyle=line)
+        curve(left, chosen, "steps", "variance", f"variance, {kind}", color=COLOURS[1], linestyle=line)
+        curve(right, chosen, "steps", "error", kind, color=COLOURS[2], linestyle=line, marker="o")
+    for axis, label in ((left, "bias², variance of targets at V = 0"), (right, "RMS error of V over 10 episodes")):
+        axis.set(xlabel="steps till V takes over: n or 1 / (1 - lambda)", ylabel=label, xscale="log")
+        axis.set_xticks([1, 10, MONTE_CARLO], ["1", "10", "Monte Carlo"])
         axis.legend()
-    figure.suptitle("Targets of one-step, n-step and Monte Carlo critics: random walk, mean and 95 % interval")
-    left.set_ylabel("mean square error of the targets at V = 0")
-    right.set_ylabel("RMS error of V, mean over 10 episodes")
     save(args, "critics_lambda", rows, figure)
     mean = rows.groupby(["kind", "value"])[["bias2", "variance", "error"]].mean()
-    one, carlo, best = mean.loc["lambda", 0.0], mean.loc["lambda", 1.0], mean["error"].idxmin()
-    tell(
-        f"With an untrained critic the error of the one-step target is bias (bias² {one['bias2']:.2f}, variance "
-        f"{one['variance']:.2f}), that of the Monte Carlo return variance ({carlo['bias2']:.2f} and {carlo['variance']:.2f}).",
-        f"Learning is best between them: the error of V is {mean['error'].min():.2f} with {best[0]} {best[1]:g}, "
-        f"{one['error']:.2f} with one step and {carlo['error']:.2f} with Monte Carlo.",
-    )
+    ends = mean.loc["lambda"].loc[[0.0, 1.0]].itertuples()
+    one, carlo = (f"{x.error:.2f} (bias² {x.bias2:.2f}, variance {x.variance:.2f})" for x in ends)
+    tell(f"The error of V is {one} with one-step targets and {carlo} with Monte Carlo.")
+    tell(f"It is least, {mean['error'].min():.2f}, with {'{} {:g}'.format(*mean['error'].idxmin())}.")
 
 
 if __name__ == "__main__":

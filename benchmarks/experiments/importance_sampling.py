@@ -12,10 +12,9 @@ each of T steps: the second moment of the weights is exp(T d^2), so that exp(-T 
 import copy
 
 import numpy as np
-import pandas as pd
 import torch
-from common import Args, curve, in_parallel, plt, save, setup, tell
-from point_mass import agent, finite_differences, simulate
+from common import Args, curve, measure, panels, save, setup, tell
+from tasks import accuracy, agent, finite_differences, simulate
 
 HORIZON, N, SHIFTS = 10, 100, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 NAMES = ("no weights", "weights", "weights over their mean")
@@ -43,27 +42,16 @@ def run(seed: int, batches: int) -> list[dict]:
             weights.append(weight)
         w = torch.stack(weights).double()
         share = (w.sum(1).square() / (N * w.square().sum(1))).mean().item()
-        common = {
-            "seed": seed,
-            "shift": shift,
-            "weight": w.mean().item(),
-            "weight_error": w.std().item() / w.numel() ** 0.5,
-        }
-        for name, gradients in estimates.items():
-            x = torch.stack(gradients).double()
-            z = ((x.mean(0) - truth) / (x.std(0) / batches**0.5)).abs().max().item()
-            error = ((x - truth).square().sum(1).mean().sqrt() / truth.norm()).item()
-            row = {"estimate": name, "error": error, "standard_errors_off": z, "effective_share": share}
-            rows.append(common | row)
+        row = {"seed": seed, "shift": shift, "effective_share": share, "weight": w.mean().item()}
+        row["weight_standard_error"] = w.std().item() / w.numel() ** 0.5
+        rows.extend(row | {"estimate": name} | accuracy(x, truth) for name, x in estimates.items())
     return rows
 
 
 def main(args: Args) -> None:
     """Measure, draw, tell."""
-    tasks = [(seed, 30 if args.quick else 500) for seed in range(args.seed, args.seed + args.seeds)]
-    rows = pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 3.6), layout="constrained")
-    figure.suptitle(f"Importance-sampled policy gradient: {N} trajectories of {HORIZON} steps, mean and 95 % interval")
+    rows = measure(run, args, (30 if args.quick else 500,))
+    figure, (left, right) = panels(f"Importance-sampled policy gradient, {N} trajectories of {HORIZON} steps", 2)
     for name in NAMES:
         curve(left, rows[rows["estimate"] == name], "shift", "error", name, marker="o")
     weighted = rows[rows["estimate"] == "weights"]
@@ -82,8 +70,8 @@ def main(args: Args) -> None:
     tell(
         f"At d = 0.3 the weighted gradient is wrong by {error[0.3, 'weights']:.1f} |grad J| and the unweighted one by "
         f"{error[0.3, 'no weights']:.1f}; up to there its mean is within {near:.1f} standard errors of the truth.",
-        f"But the price rises with exp(T d²): {share[0.3]:.0%} of the samples count at d = 0.3 and {share[0.7]:.0%} at d = "
-        f"0.7, where in theory it is {theory[-1]:.1%}: so few large weights are not even met.",
+        f"But the price rises with exp(T d²): {share[0.3]:.0%} of the samples count at d = 0.3 and {share[0.7]:.0%} at "
+        f"d = 0.7, where in theory it is {theory[-1]:.1%}: so few large weights are not even met.",
     )
 
 

@@ -10,9 +10,8 @@ overestimation bias". Question: how much more does Q(s, mu(s)) promise than foll
     python benchmarks/experiments/overestimation.py
 """
 
-import pandas as pd
 import torch
-from common import COLOURS, Args, curve, estimated_and_true, in_parallel, interval, off_policy, plt, save, setup, tell
+from common import COLOURS, Args, curve, estimated_and_true, interval, measure, off_policy, panels, save, setup, tell
 
 # isort: split
 import ddpg
@@ -21,7 +20,7 @@ import td3
 TASK, GAMMA = "Hopper-v5", 0.99
 
 
-def run(name: str, seed: int, steps: int, every: int) -> list[dict]:
+def run(seed: int, name: str, steps: int, every: int) -> list[dict]:
     """Train an agent; estimated and true values after every so many steps."""
     module = {"DDPG": ddpg, "TD3": td3}[name]
     torch.manual_seed(seed)
@@ -40,15 +39,12 @@ def run(name: str, seed: int, steps: int, every: int) -> list[dict]:
 def main(args: Args) -> None:
     """Measure, draw, tell."""
     steps, every = (200, 100) if args.quick else (8000, 1000)
-    seeds = range(args.seed, args.seed + args.seeds)
-    tasks = [(name, seed, steps, every) for seed in seeds for name in ("DDPG", "TD3")]
-    rows = pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
-    figure, axis = plt.subplots(figsize=(8.3, 3.8), layout="constrained")
+    rows = measure(run, args, ("DDPG", steps, every), ("TD3", steps, every))
+    figure, axis = panels(f"Estimated and true values, {TASK}", 1)
     for colour, (name, chosen) in zip(COLOURS, rows.groupby("algorithm"), strict=False):
         curve(axis, chosen, "step", "estimated", f"{name}, estimated Q(s, mu(s))", color=colour)
         curve(axis, chosen, "step", "true", f"{name}, true discounted return", color=colour, linestyle="--")
-    axis.set(title=f"Estimated and true values, {TASK}, mean and 95 % interval", xlabel="environment steps")
-    axis.set_ylabel("discounted return")
+    axis.set(xlabel="environment steps", ylabel="discounted return")
     axis.legend()
     save(args, "overestimation", rows, figure)
     last = rows[rows["step"] == rows["step"].max()].assign(bias=lambda x: x["estimated"] - x["true"])

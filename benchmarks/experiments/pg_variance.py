@@ -12,10 +12,9 @@ the finite-difference gradient of the exactly known J of a point mass.
 
 import itertools
 
-import pandas as pd
 import torch
-from common import COLOURS, Args, in_parallel, interval, plt, save, setup, tell
-from point_mass import agent, finite_differences, simulate
+from common import COLOURS, Args, interval, measure, panels, save, setup, tell
+from tasks import accuracy, agent, finite_differences, simulate
 
 HORIZON, N = 20, 8
 ESTIMATORS, BASELINES = ("total-return", "reward-to-go"), ("none", "mean", "optimal", "value")
@@ -28,9 +27,7 @@ def run(seed: int, batches: int) -> list[dict]:
     truth = finite_differences(reinforce.actor, HORIZON)
     running, terminal = torch.ones(HORIZON, N), torch.ones(N)
     with torch.no_grad():
-        s, _, r = simulate(
-            reinforce.actor, 2000, HORIZON
-        )  # V learns from other trajectories than it is subtracted from
+        s, _, r = simulate(reinforce.actor, 2000, HORIZON)  # of its own, for V: not those that it is subtracted from
     g = reinforce.returns(r, s[-1], torch.ones(2000), torch.ones_like(r))
     reinforce.fit_value(s.flatten(0, 1), g.flatten())
     estimates = {pair: [] for pair in itertools.product(ESTIMATORS, BASELINES)}
@@ -42,42 +39,31 @@ def run(seed: int, batches: int) -> list[dict]:
             adv = reinforce.advantages(s, reinforce.returns(r, s[-1], terminal, running), running)
             gradient = reinforce.policy_gradient(logp, adv, running)
             estimates[reinforce.args.estimator, reinforce.args.baseline].append(gradient)
-    rows = []
-    for (estimator, baseline), gradients in estimates.items():
-        x = torch.stack(gradients).double()
-        row = {"estimator": estimator, "baseline": baseline, "seed": seed, "batches": batches}
-        row["variance"] = (x.var(0).sum() / truth.square().sum()).item()  # over |grad J|^2
-        row["length"] = (x.mean(0) @ truth / truth.square().sum()).item()  # along grad J; 1 without bias
-        z = (x.mean(0) - truth) / (x.std(0) / batches**0.5)
-        rows.append(row | {"standard_errors_off": z.abs().max().item()})
-    return rows
+    names = [{"seed": seed, "estimator": estimator, "baseline": baseline} for estimator, baseline in estimates]
+    return [row | accuracy(x, truth) for row, x in zip(names, estimates.values(), strict=True)]
 
 
 def main(args: Args) -> None:
     """Measure, draw, tell."""
-    tasks = [(seed, 100 if args.quick else 1000) for seed in range(args.seed, args.seed + args.seeds)]
-    rows = pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
-    figure, axes = plt.subplots(1, 2, figsize=(8.3, 3.6), layout="constrained", sharey=True)
-    figure.suptitle(f"Gradient estimates of REINFORCE: {N} trajectories of {HORIZON} steps, mean and 95 % interval")
+    rows = measure(run, args, (100 if args.quick else 1000,))
+    figure, axes = panels(f"Gradient estimates of REINFORCE, {N} trajectories of {HORIZON} steps", 2)
     for axis, name in zip(axes, ("variance", "length"), strict=True):
         for k, (estimator, chosen) in enumerate(rows.groupby("estimator", sort=False)):
             mean, low, high = zip(*(interval(x) for _, x in chosen.groupby("baseline", sort=False)[name]), strict=True)
             where = [place + 0.2 * k for place in range(len(BASELINES))]
             axis.hlines(where, low, high, color=COLOURS[k])
             axis.plot(mean, where, "o", color=COLOURS[k], label=f"{estimator} (n = {args.seeds})")
+        axis.set_yticks(range(len(BASELINES)), BASELINES)
+        axis.invert_yaxis()
     axes[0].set(xlabel="variance / |grad J|²", xscale="log", ylabel="baseline")
-    axes[0].set_yticks(range(len(BASELINES)), BASELINES)
-    axes[0].invert_yaxis()
     axes[0].legend()
     axes[1].axvline(1, color="black", linewidth=1, label="finite differences")
     axes[1].set_xlabel("mean estimate along grad J, in |grad J|")
     axes[1].legend(handles=axes[1].lines[-1:])
     save(args, "pg_variance", rows, figure)
     cells = rows.groupby(["estimator", "baseline"])
-    variance, (mean, low, high) = (
-        cells["variance"].mean(),
-        interval(cells.get_group(("total-return", "mean"))["length"]),
-    )
+    variance = cells["variance"].mean()
+    mean, low, high = interval(cells.get_group(("total-return", "mean"))["length"])
     plain, best = variance["total-return", "none"], variance.idxmin()
     off = rows[rows["baseline"].isin(["none", "value"])]["standard_errors_off"].max()
     tell(

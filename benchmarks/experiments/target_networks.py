@@ -11,9 +11,8 @@ steps). Question: what do they do to DDPG's return, and to the error of its crit
     python benchmarks/experiments/target_networks.py
 """
 
-import pandas as pd
 import torch
-from common import Args, curve, episodes, estimated_and_true, in_parallel, off_policy, plt, save, setup, tell
+from common import Args, curve, episodes, estimated_and_true, measure, off_policy, panels, save, setup, tell
 
 # isort: split
 import ddpg
@@ -29,7 +28,7 @@ SETTINGS = {  # label: tau, updates between copies
 }
 
 
-def run(label: str, seed: int, steps: int, every: int) -> list[dict]:
+def run(seed: int, label: str, steps: int, every: int) -> list[dict]:
     """Train DDPG; the deterministic policy's return and the critic's error after every so many steps."""
     torch.manual_seed(seed)
     tau, copy_every = SETTINGS[label]
@@ -51,11 +50,9 @@ def run(label: str, seed: int, steps: int, every: int) -> list[dict]:
 def main(args: Args) -> None:
     """Measure, draw, tell."""
     steps, every = (200, 100) if args.quick else (5000, 500)
-    tasks = [(label, seed, steps, every) for seed in range(args.seed, args.seed + args.seeds) for label in SETTINGS]
-    rows = pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
+    rows = measure(run, args, *((label, steps, every) for label in SETTINGS))
     rows["error"] = (rows["estimated"] - rows["true"]).abs()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.2), layout="constrained")
-    figure.suptitle(f"Target networks of DDPG, {TASK}, mean and 95 % interval")
+    figure, (left, right) = panels(f"Target networks of DDPG, {TASK}", 2, height=4.2)
     for label in SETTINGS:
         curve(left, rows[rows["target"] == label], "step", "return", label)
         curve(right, rows[rows["target"] == label], "step", "error", label)

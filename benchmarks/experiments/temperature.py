@@ -1,7 +1,7 @@
 """SAC's temperature, fixed against learned: what it does to the entropy and to the return.
 
-Lectures "Handling Continuous Action Space", slides "SAC: Maximum entropy reinforcement learning", and "Actor Critic II",
-slide "Max Entropy RL" (Lagrangian entropy adjustment).
+Lectures "Handling Continuous Action Space", slides "SAC: Maximum entropy reinforcement learning", and "Actor Critic
+II", slide "Max Entropy RL" (Lagrangian entropy adjustment).
 
     maximise E[sum_t r_t + alpha S[pi(. | s_t)]]               alpha fixed, here in four sizes
     L(alpha) = alpha (mean -log pi(a~ | s) - H)     [SAC.7]    alpha learned, with the target entropy H = -dim(a)
@@ -9,9 +9,8 @@ slide "Max Entropy RL" (Lagrangian entropy adjustment).
     python benchmarks/experiments/temperature.py
 """
 
-import pandas as pd
 import torch
-from common import Args, curve, episodes, in_parallel, off_policy, plt, save, setup, tell
+from common import Args, curve, episodes, measure, off_policy, panels, save, setup, tell
 
 # isort: split
 import sac
@@ -19,7 +18,7 @@ import sac
 TASK, ALPHAS = "Pendulum-v1", ("0", "0.2", "5", "auto")
 
 
-def run(alpha: str, seed: int, steps: int, every: int) -> list[dict]:
+def run(seed: int, alpha: str, steps: int, every: int) -> list[dict]:
     """Train SAC; return of the deterministic policy, entropy of the stochastic one and alpha, every so many steps."""
     torch.manual_seed(seed)
     args = sac.Args(num_envs=1, alpha=alpha, gamma=0.95, tau=0.01, device="cpu", compile=False)
@@ -37,10 +36,8 @@ def run(alpha: str, seed: int, steps: int, every: int) -> list[dict]:
 def main(args: Args) -> None:
     """Measure, draw, tell."""
     steps, every = (200, 100) if args.quick else (3000, 500)
-    tasks = [(alpha, seed, steps, every) for seed in range(args.seed, args.seed + args.seeds) for alpha in ALPHAS]
-    rows = pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
-    figure, axes = plt.subplots(1, 3, figsize=(8.3, 3.8), layout="constrained")
-    figure.suptitle(f"Temperature of SAC, {TASK}, mean and 95 % interval")
+    rows = measure(run, args, *((alpha, steps, every) for alpha in ALPHAS))
+    figure, axes = panels(f"Temperature of SAC, {TASK}", 3)
     for alpha in ALPHAS:
         for axis, column in zip(axes, ("return", "entropy", "alpha"), strict=True):
             label = "alpha learned" if alpha == "auto" else f"alpha = {alpha}"
@@ -61,8 +58,8 @@ def main(args: Args) -> None:
     auto = last.loc["auto"]
     tell(
         f"After {steps} steps the entropy is {fixed}, in nats.",
-        f"Learned, alpha has come down from 1 to {auto['alpha']:.2f} and entropy to {auto['entropy']:.2f}, where its target "
-        f"is -1, with a return of {auto['return']:.0f}.",
+        f"Learned, alpha has come down from 1 to {auto['alpha']:.2f} and entropy to {auto['entropy']:.2f}, target -1, "
+        f"with a return of {auto['return']:.0f}.",
     )
 
 

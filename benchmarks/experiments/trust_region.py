@@ -14,9 +14,8 @@ rollout of 1024 steps, and what return comes of it?
 import math
 
 import numpy as np
-import pandas as pd
 import torch
-from common import COLOURS, Args, episodes, in_parallel, interact, interval, plt, save, setup, tell
+from common import COLOURS, Args, episodes, interact, interval, measure, panels, save, setup, tell
 from torch.distributions import Categorical, kl_divergence
 
 # isort: split
@@ -24,25 +23,20 @@ import a2c
 import ppo
 import trpo
 
-TASK, STEPS = "CartPole-v1", 1024
-MODULES = {"A2C": a2c, "PPO": ppo, "TRPO": trpo}
+TASK, STEPS, MODULES = "CartPole-v1", 1024, {"A2C": a2c, "PPO": ppo, "TRPO": trpo}
 SETTINGS = {  # label: settings
-    **{f"PPO, eps = {eps:g}": {"clip_coef": eps} for eps in (0.02, 0.2, math.inf)},
+    **{f"PPO, eps = {eps:g}": {"clip_coef": eps, "num_minibatches": 8} for eps in (0.02, 0.2, math.inf)},
     **{f"TRPO, delta = {delta:g}": {"max_kl": delta} for delta in (0.0001, 0.01, 1.0)},
     **{f"A2C, alpha = {lr:g}": {"learning_rate": lr} for lr in (0.0003, 0.003, 0.03)},
 }
 
 
-def run(label: str, seed: int, updates: int) -> list[dict]:
+def run(seed: int, label: str, updates: int) -> list[dict]:
     """KL moved by every update and, after the last five, the mean return of the deterministic policy (else empty)."""
-    name = label.split(",")[0]
-    module = MODULES[name]
     torch.manual_seed(seed)
-    args = module.Args(num_envs=1, num_steps=STEPS, norm_obs=False, anneal_lr=False, device="cpu", compile=False)
-    if name == "PPO":
-        args.num_minibatches = 8
-    for setting, value in SETTINGS[label].items():
-        setattr(args, setting, value)
+    name, module = label.split(",")[0], MODULES[label.split(",")[0]]
+    common = {"num_envs": 1, "num_steps": STEPS, "norm_obs": False, "anneal_lr": False, "compile": False}
+    args = module.Args(**common | SETTINGS[label], device="cpu")
     env, eval_env = module.make_env(TASK), module.make_env(TASK, evaluation=True)
     agent, rows = getattr(module, name)(env.observation_space, env.action_space, args), []
     transitions = interact(env, agent.explore, seed, agent.actor.to_env)
@@ -61,39 +55,25 @@ def run(label: str, seed: int, updates: int) -> list[dict]:
 def main(args: Args) -> None:
     """Measure, draw, tell."""
     updates = 2 if args.quick else 30
-    tasks = [(label, seed, updates) for seed in range(args.seed, args.seed + args.seeds) for label in SETTINGS]
-    rows = pd.DataFrame([row for rows in in_parallel(run, tasks) for row in rows])
-    rows["log10_kl"] = np.log10(rows["kl"])
-    by_seed = rows.groupby(["setting", "seed"])[["log10_kl", "return"]].mean()
-    figure, axis = plt.subplots(figsize=(8.3, 4.2), layout="constrained")
-    table = {}
+    rows = measure(run, args, *((label, updates) for label in SETTINGS))
+    by_seed = rows.assign(log10_kl=np.log10(rows["kl"])).groupby(["setting", "seed"])[["log10_kl", "return"]].mean()
+    (figure, axis), table = panels(f"Policy steps and returns, {TASK}", 1), {}
     for label in SETTINGS:
         kl, earned = (interval(by_seed.loc[label][column]) for column in ("log10_kl", "return"))
         table[label] = 10 ** kl[0], earned[0]
-        x = 10 ** np.array(kl)
-        bars = {"xerr": [[x[0] - x[1]], [x[2] - x[0]]], "yerr": [[earned[0] - earned[1]], [earned[2] - earned[0]]]}
-        colour = COLOURS[list(MODULES).index(label.split(",")[0])]
-        axis.errorbar(*table[label], **bars, fmt="o", color=colour, alpha=0.8)
+        name = label.split(",")[0]
+        colour = COLOURS[list(MODULES).index(name)]
+        axis.plot(*table[label], "o", color=colour, label=f"{name} (n = {args.seeds})")
+        axis.hlines(earned[0], 10 ** kl[1], 10 ** kl[2], color=colour)
+        axis.vlines(10 ** kl[0], *earned[1:], color=colour)
         axis.annotate(label.split(", ")[1], table[label], (4, 5), textcoords="offset points", color=colour)
-    for colour, name in zip(COLOURS, MODULES, strict=False):
-        axis.plot([], [], "o", color=colour, label=f"{name} (n = {args.seeds})")
-    axis.set(xscale="log", xlabel="KL(old, new) of an update, nats, geometric mean over the run", ylim=(0, 540))
-    axis.set(
-        ylabel=f"return of the last 5 of {updates} policies", title=f"Policy steps and returns, {TASK}, 95 % intervals"
-    )
-    axis.legend(loc="lower left")
-    save(args, "trust_region", rows.drop(columns="log10_kl"), figure)
-    says = []
-    for name in MODULES:
-        of_name = {label.split(", ")[1]: values for label, values in table.items() if label.startswith(name)}
-        says.append(
-            f"{name} " + ", ".join(f"with {k} {kl:.1g} and {earned:.0f}" for k, (kl, earned) in of_name.items())
-        )
+    axis.set(xscale="log", ylim=(0, 540), xlabel="KL(old, new) of an update, nats, geometric mean over the run")
+    axis.set_ylabel(f"return of the last 5 of {updates} policies")
+    axis.legend(handles=axis.lines[::3], loc="lower left")
+    save(args, "trust_region", rows, figure)
+    says = "; ".join(f"{label}: {kl:.1g} and {earned:.0f}" for label, (kl, earned) in table.items())
     best = max(table, key=lambda label: table[label][1])
-    tell(
-        f"KL per update and final return: {'; '.join(says)}.",
-        f"The best return, {table[best][1]:.0f} ({best}), goes with a KL of {table[best][0]:.1g} per update.",
-    )
+    tell(f"KL per update and final return are {says}.", f"{best} earns most, at {table[best][0]:.1g} nats per update.")
 
 
 if __name__ == "__main__":
