@@ -38,18 +38,17 @@ def targets(states: torch.Tensor, v: torch.Tensor, kind: str, value: float) -> t
 def run(seed: int, walks: int, repeats: int) -> list[dict]:
     """Bias and variance of the targets of an untrained critic, and the error of critics learned from ten episodes."""
     torch.manual_seed(seed)
-    sample, rows = [random_walk() for _ in range(walks)], []
-    episodes = [[random_walk() for _ in range(10)] for _ in range(repeats)]
-    state = torch.cat([w[:-1] for w in sample])
+    sample, episodes = ([random_walk() for _ in range(n)] for n in (walks, 10 * repeats))
+    state, rows = torch.cat([w[:-1] for w in sample]), []
     for (kind, value), steps in TARGETS.items():
         y = torch.cat([targets(w, torch.zeros(21), kind, value) for w in sample])
         mean = torch.stack([y[state == k].mean() for k in range(1, 20)])[state - 1]
         bias2, variance = (mean - TRUTH[state - 1]).square().mean().item(), (y - mean).square().mean().item()
         row = {"seed": seed, "kind": kind, "value": value, "steps": steps, "bias2": bias2, "variance": variance}
         errors = torch.zeros(len(RATES))
-        for (k, rate), batch in itertools.product(enumerate(RATES), episodes):
+        for (k, rate), repeat in itertools.product(enumerate(RATES), range(repeats)):
             v = torch.zeros(21)
-            for w in batch:
+            for w in episodes[repeat::repeats]:
                 v.index_add_(0, w[:-1], rate * (targets(w, v, kind, value) - v[w[:-1]]))
                 errors[k] += (v[1:20] - TRUTH).square().mean().sqrt() / (10 * repeats)
         rows.append(row | {"error": errors.nan_to_num(torch.inf).min().item()})

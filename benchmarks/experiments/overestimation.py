@@ -59,4 +59,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(setup(__doc__))
+    main(setup(__doc__, seeds=3))

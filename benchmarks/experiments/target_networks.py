@@ -49,7 +49,7 @@ def run(seed: int, label: str, steps: int, every: int) -> list[dict]:
 
 def main(args: Args) -> None:
     """Measure, draw, tell."""
-    steps, every = (200, 100) if args.quick else (5000, 500)
+    steps, every = (200, 100) if args.quick else (4000, 500)
     rows = measure(run, args, *((label, steps, every) for label in SETTINGS))
     rows["error"] = (rows["estimated"] - rows["true"]).abs()
     figure, (left, right) = panels(f"Target networks of DDPG, {TASK}", 2, height=4.2)

@@ -54,7 +54,7 @@ def run(seed: int, label: str, updates: int) -> list[dict]:
 
 def main(args: Args) -> None:
     """Measure, draw, tell."""
-    updates = 2 if args.quick else 30
+    updates = 2 if args.quick else 20
     rows = measure(run, args, *((label, updates) for label in SETTINGS))
     by_seed = rows.assign(log10_kl=np.log10(rows["kl"])).groupby(["setting", "seed"])[["log10_kl", "return"]].mean()
     (figure, axis), table = panels(f"Policy steps and returns, {TASK}", 1), {}
