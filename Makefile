@@ -29,11 +29,10 @@ quickstart: setup  ## Train on small tasks (minutes) and compare with published 
 report: setup  ## All tables and pictures of the committed results, README's tables included
 	@$(BIN)/python benchmarks/report.py --results benchmarks/results --readme README.md
 
-EXPERIMENTS = $(notdir $(basename $(shell grep -l __main__ benchmarks/experiments/*.py)))
+EXPERIMENTS = $(basename $(notdir $(shell grep -l __main__ benchmarks/experiments/*.py)))
 
-experiment: setup  ## A picture behind the slides, in runs/experiments: make experiment NAME=dqn
-	@test -n "$(filter $(NAME),$(EXPERIMENTS))" || \
-		{ echo "error: NAME=$(NAME) is no experiment: choose from $(EXPERIMENTS)" >&2; exit 2; }
+experiment: setup  ## An experiment behind the slides, one to three minutes: make experiment NAME=pg_variance
+	@$(if $(filter $(NAME),$(EXPERIMENTS)),,echo "error: NAME=$(NAME) is no experiment: name one of $(EXPERIMENTS)" >&2; exit 2)
 	@$(BIN)/python benchmarks/experiments/$(NAME).py
 
 test: setup  ## All tests

@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -26,18 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "algorithms"))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # Okabe and Ito: colour-blind safe
-plt.rcParams.update(
-    {"axes.prop_cycle": plt.cycler(color=COLOURS), "axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
-)
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito's
+STYLE = {"axes.prop_cycle": plt.cycler(color=COLOURS), "axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
+plt.rcParams.update(STYLE)
 
 
 @dataclass
@@ -60,9 +52,9 @@ def fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def setup(doc: str) -> Args:
+def setup(doc: str, seeds: int = 5) -> Args:
     """The settings from the command line, whose --help shows doc; with bad ones the program ends with exit code 2."""
-    args = tyro.cli(Args, description=doc)
+    args = tyro.cli(Args, description=doc, default=Args(seeds=seeds))
     if args.seed < 0:
         fail(f"--seed {args.seed} is negative: use 0 or more")
     if args.seeds < 2:
@@ -75,7 +67,7 @@ def setup(doc: str) -> Args:
     return args
 
 
-def save(args: Args, name: str, rows: list[dict[str, Any]], figure: plt.Figure) -> None:
+def save(args: Args, name: str, rows: list[dict[str, Any]] | pd.DataFrame, figure: plt.Figure) -> None:
     """Write rows as NAME.csv and the figure as NAME.png, each complete or not at all, and name them."""
     for suffix, write in (
         ("csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")),
@@ -102,10 +94,80 @@ def interval(x: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def in_parallel(function: Callable, tasks: Sequence[tuple]) -> list:
-    """function(*task) for each of the tasks, in their order, on all cores: one process each, with one thread."""
-    workers = min(len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+def panels(title: str, columns: int, height: float = 3.6) -> tuple[plt.Figure, Any]:
+    """A figure of 830 pixels with panels side by side: (figure, axis) or (figure, axes)."""
+    figure, axes = plt.subplots(1, columns, figsize=(8.3, height), layout="constrained")
+    figure.suptitle(f"{title}, mean and 95 % interval")
+    return figure, axes
+
+
+def curve(axis: plt.Axes, rows: pd.DataFrame, x: str, y: str, label: str, **line: Any) -> None:
+    """Draw the mean of column y over the seeds against column x, with its 95 % interval; the legend tells n."""
+    at, stats = zip(*((value, interval(group)) for value, group in rows.groupby(x)[y]), strict=True)
+    mean, low, high = np.transpose(stats)
+    (drawn,) = axis.plot(at, mean, label=f"{label} (n = {rows['seed'].nunique()})", **line)
+    axis.fill_between(at, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+
+
+def interact(env: gym.Env, policy: Callable, seed: int, to_env: Callable = lambda a: a) -> Iterator[tuple]:
+    """Transitions without end, a row [1, ...] each: s, a, r, s2, terminal, done. The environment is given to_env(a)."""
+    s, _ = env.reset(seed=seed)
+    while True:
+        a = policy(torch.as_tensor(s, dtype=torch.float32).unsqueeze(0))
+        s2, r, terminal, truncated, _ = env.step(to_env(a)[0].numpy())
+        rows = (np.asarray(x, dtype=np.float32)[None] for x in (r, s2, terminal, terminal or truncated))
+        yield torch.as_tensor(s, dtype=torch.float32).unsqueeze(0), a, *map(torch.from_numpy, rows)
+        s = env.reset()[0] if terminal or truncated else s2
+
+
+def off_policy(agent: Any, memory: Any, env: gym.Env, seed: int, steps: int, start: int, batch: int) -> Iterator[tuple]:
+    """Train with one update per step, random actions before step `start`; yields (step, info) after each."""
+
+    def policy(s: torch.Tensor) -> torch.Tensor:
+        return agent.explore(s) if memory.size >= start else agent.explore_uniformly(1)
+
+    for step, (s, a, r, s2, terminal, _) in zip(range(1, steps + 1), interact(env, policy, seed), strict=False):
+        memory.add(s, a, r, s2, terminal)
+        if memory.size >= start:
+            yield step, agent.update(*memory.sample(batch))
+
+
+def episodes(agent: Any, env: gym.Env, seed: int, n: int) -> list[tuple[torch.Tensor, np.ndarray, bool]]:
+    """n episodes of the deterministic policy: states s [t, obs], rewards r [t], and whether a time limit cut it."""
+    made, s, r = [], [], []
+    for s_t, _, r_t, _, terminal, done in interact(env, agent.act, seed):
+        s.append(s_t)
+        r.append(r_t.item())
+        if done:
+            made.append((torch.cat(s), np.array(r), not terminal))
+            s, r = [], []
+        if len(made) == n:
+            return made
+
+
+def estimated_and_true(agent: Any, critic: Callable, env: gym.Env, gamma: float, seed: int, n: int) -> dict[str, float]:
+    """Means of Q(s, mu(s)) and of the true discounted return over the states of n episodes with mu.
+
+    Where a time limit cuts an episode, the states so near it that more than 1 % of a constant reward's return is
+    missing do not count.
+    """
+    estimated, true, missing = [], [], int(np.ceil(np.log(0.01) / np.log(gamma)))
+    for s, r, cut in episodes(agent, env, seed, n):
+        g = np.zeros(len(r) + 1)
+        for t in reversed(range(len(r))):
+            g[t] = r[t] + gamma * g[t + 1]
+        counted = slice(max(len(r) - missing, 0) if cut else len(r))
+        with torch.no_grad():
+            estimated.extend(critic(s, agent.act(s)).tolist()[counted])
+        true.extend(g[:-1][counted])
+    return {"estimated": float(np.mean(estimated)), "true": float(np.mean(true))}
+
+
+def measure(function: Callable, args: Args, *tasks: tuple) -> pd.DataFrame:
+    """The rows that function(seed, *task) returns, for every seed and task, on all cores with one thread each."""
+    calls = [(seed, *task) for seed in range(args.seed, args.seed + args.seeds) for task in tasks]
+    workers = min(len(calls), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        return list(pool.map(function, *zip(*tasks, strict=True)))
+        return pd.DataFrame([row for rows in pool.map(function, *zip(*calls, strict=True)) for row in rows])
