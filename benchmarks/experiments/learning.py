@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import torch
-from common import Args, in_parallel, interval, plt
+from common import Args, curve, in_parallel, interval, plt
 from torch import Tensor
 
 
@@ -81,10 +81,7 @@ def runs(args: Args, learn: Callable, names: Sequence[str], *settings: Any) -> p
 def curves(axis: plt.Axes, frame: pd.DataFrame, y: str, **labels: str) -> None:
     """A line for each algorithm: mean of column y over the seeds at each step, with its 95 % interval and n."""
     for name, rows in frame.groupby("algorithm", sort=False):
-        points = rows.groupby("step")[y].apply(lambda values: interval(list(values)))
-        mean, low, high = np.array(points.tolist()).T
-        (line,) = axis.plot(points.index, mean, label=f"{name} (n = {rows.seed.nunique()})")
-        axis.fill_between(points.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        curve(axis, rows, "step", y, name)
     axis.set(**{"xlabel": "environment steps"} | labels)
     axis.legend(fontsize=8)
 

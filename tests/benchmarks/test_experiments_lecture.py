@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import subprocess
 import sys
-from types import ModuleType
 
+import cem
+import dqn
 import numpy as np
 import pandas as pd
+import ppo_kl_penalty as kl
 import pytest
+import q_actor_critic as qac
+import soft_q as soft
+import svg0_dpg as svg
 import torch
 from conftest import ROOT
 from gymnasium.spaces import Box, Discrete
@@ -20,25 +24,14 @@ FOLDER = ROOT / "benchmarks" / "experiments"
 NAMES = ["cem", "dqn", "ppo_kl_penalty", "q_actor_critic", "soft_q", "svg0_dpg"]
 
 
-def experiment(name: str) -> ModuleType:
-    """The experiment as a module; its folder stays importable."""
-    if str(FOLDER) not in sys.path:
-        sys.path.insert(0, str(FOLDER))
-    return importlib.import_module(name)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_committed_picture_is_small_and_its_csv_has_five_seeds(name):
-    assert (FOLDER / "pictures" / f"{name}.png").stat().st_size < 60_000
-    assert set(pd.read_csv(FOLDER / "pictures" / f"{name}.csv").seed) == {1, 2, 3, 4, 5}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_form_writes_picture_and_csv_and_tells_two_sentences(name, tmp_path):
+    assert set(pd.read_csv(FOLDER / "pictures" / f"{name}.csv").seed) == {1, 2, 3, 4, 5}  # the committed one
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--seed", "3", "--seeds", "2", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.png"]
+    assert (tmp_path / f"{name}.png").stat().st_size < 60_000
     told = " ".join(done.stdout.split()[2:])  # after the two paths
     assert told.count(". ") == 1 and told.endswith(".") and "nan" not in told
     frame = pd.read_csv(tmp_path / f"{name}.csv")
@@ -57,7 +50,6 @@ def test_quick_form_writes_picture_and_csv_and_tells_two_sentences(name, tmp_pat
 
 
 def test_svg0_climbs_the_mean_of_q_over_the_noise():
-    svg = experiment("svg0_dpg")
     assert svg.smoothed(torch.tensor(0.1), 0.0).item() == pytest.approx(-0.01 + 0.1 * (math.cos(2.5) - 1))
     z, weight = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(80))
     for d, sigma in ((0.0, 0.05), (0.3, 0.2)):
@@ -66,7 +58,6 @@ def test_svg0_climbs_the_mean_of_q_over_the_noise():
 
 
 def test_without_noise_svg0_is_the_deterministic_policy_gradient(double):
-    svg = experiment("svg0_dpg")
     dpg = svg.DDPG(*svg.SPACES, svg.DDPGArgs(device="cpu", compile=False))
     sac = svg.SAC(*svg.SPACES, svg.SACArgs(device="cpu", compile=False, alpha="0"))
     dpg.critic, sac.critics = svg.KnownQ(), nn.ModuleList([svg.KnownQ(), svg.KnownQ()])
@@ -83,7 +74,6 @@ def test_without_noise_svg0_is_the_deterministic_policy_gradient(double):
 
 
 def test_cem_refits_to_the_best_quarter_finds_a_maximum_and_acts_with_each_members_parameters():
-    cem = experiment("cem")
     theta = torch.tensor([[0.0, 1], [1, 1], [2, 5], [9, 9], [4, 5], [9, 0], [0, 0], [9, 9]])
     m, sd = cem.refit(theta, torch.tensor([0.0, 1, 7, 2, 8, 3, 4, 5]), floor=0.5)
     assert m.tolist() == [3, 5] and sd.tolist() == [1, 0.5]
@@ -102,7 +92,6 @@ def test_cem_refits_to_the_best_quarter_finds_a_maximum_and_acts_with_each_membe
 
 
 def test_dqn_and_double_dqn_value_different_actions():
-    dqn = experiment("dqn")
     r, s2, terminal = torch.tensor([1.0, 1]), torch.zeros(2, 1), torch.tensor([0.0, 1])
     for double, value in ((False, 5), (True, 2)):
         agent = dqn.DQN(1, 2, double)
@@ -114,7 +103,6 @@ def test_dqn_and_double_dqn_value_different_actions():
 
 @pytest.mark.parametrize("double", [False, True])
 def test_dqn_learns_a_chain_of_two_states(double):
-    dqn = experiment("dqn")
     torch.manual_seed(0)
     agent, column = dqn.DQN(1, 2, double), torch.tensor([[0.0], [0], [1], [1]])  # s_0 twice, s_1 twice
     a, terminal = torch.tensor([[0.0], [1], [0], [1]]), torch.tensor([0.0, 1, 1, 1])
@@ -127,7 +115,6 @@ def test_dqn_learns_a_chain_of_two_states(double):
 
 
 def test_soft_value_and_its_policy():
-    soft = experiment("soft_q")
     q = 2 * torch.tensor([1.0, 3]).log()
     v, pi = soft.value(q, 2.0), soft.policy(q, 2.0)
     assert v.item() == pytest.approx(2 * math.log(4)) and pi.tolist() == pytest.approx([0.25, 0.75])
@@ -136,7 +123,6 @@ def test_soft_value_and_its_policy():
 
 
 def test_the_penalty_is_beta_times_the_kl_divergence():
-    kl = experiment("ppo_kl_penalty")
     torch.manual_seed(0)
     spaces = Box(-1, 1, (1,), np.float32), Box(-1, 1, (1,), np.float32)
     agent = kl.PenaltyPPO(*spaces, kl.PPOArgs(device="cpu", compile=False, log_std_init=0.0), 2.0, None)
@@ -152,7 +138,6 @@ def test_the_penalty_is_beta_times_the_kl_divergence():
 
 
 def test_q_actor_critic_makes_a_semi_gradient_step_and_its_advantage_has_mean_zero():
-    qac = experiment("q_actor_critic")
     torch.manual_seed(0)
     agent = qac.QActorCritic(Box(-9, 9, (2,), np.float32), Discrete(2), advantage=True)
     agent.critic = nn.Linear(2, 2, bias=False)
