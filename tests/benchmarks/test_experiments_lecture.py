@@ -1,7 +1,5 @@
 """Experiments with the lectures' other algorithms: each runs, and its mathematics has the values worked by hand."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys
@@ -20,14 +18,12 @@ from conftest import ROOT
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-FOLDER = ROOT / "benchmarks" / "experiments"
-NAMES = ["cem", "dqn", "ppo_kl_penalty", "q_actor_critic", "soft_q", "svg0_dpg"]
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["cem", "dqn", "ppo_kl_penalty", "q_actor_critic", "soft_q", "svg0_dpg"])
 def test_quick_form_writes_picture_and_csv_and_tells_two_sentences(name, tmp_path):
-    assert set(pd.read_csv(FOLDER / "pictures" / f"{name}.csv").seed) == {1, 2, 3, 4, 5}  # the committed one
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--seed", "3", "--seeds", "2", "--out", tmp_path]
+    folder = ROOT / "benchmarks" / "experiments"
+    assert set(pd.read_csv(folder / "pictures" / f"{name}.csv").seed) == {1, 2, 3, 4, 5}  # the committed one
+    command = [sys.executable, str(folder / f"{name}.py"), "--quick", "--seed", "3", "--seeds", "2", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.png"]
@@ -45,8 +41,8 @@ def test_quick_form_writes_picture_and_csv_and_tells_two_sentences(name, tmp_pat
     if name == "ppo_kl_penalty":
         for (algorithm, _), rows in frame.groupby(["algorithm", "seed"]):
             adapted = np.cumprod(np.select([rows.kl < 0.01 / 1.5, rows.kl > 0.01 * 1.5], [0.5, 2], 1)).tolist()
-            fixed = {"KL penalty, beta 1": [1] * len(rows)}.get(algorithm, [0] * len(rows))
-            assert rows.beta.tolist() == (adapted if algorithm == "KL penalty, target 0.01" else fixed)
+            beta = {"KL penalty, target 0.01": adapted, "KL penalty, beta 1": [1] * len(rows)}
+            assert rows.beta.tolist() == beta.get(algorithm, [0] * len(rows))
 
 
 def test_svg0_climbs_the_mean_of_q_over_the_noise():
@@ -110,8 +106,8 @@ def test_dqn_learns_a_chain_of_two_states(double):
         agent.step(column, a, torch.tensor([0.0, 0.5, 1, 0]), torch.ones(4, 1), terminal)
         if k % 20 == 0:
             dqn.follow(agent.q_target, agent.q, 1.0)
-    want = torch.tensor([[0.98, 0.5], [1.0, 0.0]])  # on to s_1, where a_0 pays 1; or 0.5 at once
-    torch.testing.assert_close(agent.q(torch.tensor([[0.0], [1]])).detach(), want, atol=0.02, rtol=0)
+    q = agent.q(torch.tensor([[0.0], [1]])).detach()  # on to s_1, where a_0 pays 1; or 0.5 at once
+    torch.testing.assert_close(q, torch.tensor([[0.98, 0.5], [1.0, 0.0]]), atol=0.02, rtol=0)
 
 
 def test_soft_value_and_its_policy():
