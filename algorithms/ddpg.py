@@ -154,7 +154,7 @@ class Args:
         if max(self.batch_size, self.num_envs) > self.buffer_size:
             raise UserError(f"--buffer-size {self.buffer_size} is less than --batch-size or --num-envs: enlarge it")
         if self.learning_starts >= self.total_timesteps:
-            raise UserError(f"--learning-starts {self.learning_starts} leaves nothing of --total-timesteps: lower it")
+            raise UserError(f"--learning-starts {self.learning_starts} is not below --total-timesteps: lower it")
 
 
 # ======================================================================================================================
