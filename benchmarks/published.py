@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from records import count, script_of, today
+from records import count, script_of
 from scores import SAME_STEP, Cell, Difference, Interval, t_interval, welch
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -127,7 +127,7 @@ def version_effect(ours: str, theirs: str) -> tuple[str | None, str]:
 
 def differing(cell: Cell, row: Published) -> str:
     """The settings in which ours differs from the published one: "gamma 0.9999, there 0.99"; "" if in none."""
-    settings = today(script_of(cell.algorithm))[2] | cell.settings
+    settings = script_of(cell.algorithm).defaults | cell.settings
     wanted = {name: value if isinstance(value, list) else [value] for name, value in row.settings.items()}
     unlike = [name for name, values in wanted.items() if settings.get(name) not in values]
     return ", ".join(f"{name} {settings.get(name)}, there {' or '.join(map(str, wanted[name]))}" for name in unlike)

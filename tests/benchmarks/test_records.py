@@ -42,7 +42,7 @@ def test_failed_and_unfinished_runs_show_and_do_not_count(tmp_path):
 
 
 def test_settings_are_what_differs_from_the_defaults_but_for_machinery(tmp_path):
-    default = records.today(records.ROOT / "algorithms" / "td3.py")[2]
+    default = records.script_of("td3").defaults
     args = {"gamma": 0.5, "policy_delay": default["policy_delay"], "eval_every": 7, "device": "cuda"}
     make_run(tmp_path / "ours", args=args, flags={"gamma": "0.5", "eval-every": "7"})
     flags = {"no-her": "", "clip-coef": "0.1", "mode": "x", "eval-every": "5"}
@@ -100,7 +100,7 @@ def test_results_of_other_code_are_stale_unless_shown_to_be_the_same(tmp_path):
     runs = records.read([tmp_path])[1]
     assert dict(zip(runs["seed"], runs["stale"], strict=True)) == {1: False, 2: True, 3: False, 4: True}
     config = json.loads((folder / "config.json").read_text())
-    whole = records.today(records.ROOT / "algorithms" / "td3.py")[1]
+    whole = records.script_of("td3").file
     (folder / "config.json").write_text(json.dumps(config | {"script_sha256": whole}))
     runs = records.read([tmp_path])[1].set_index("seed")
     assert not runs["stale"][4]
@@ -145,6 +145,7 @@ for name in ("eval", "train", "metrics"):
     pathlib.Path(f"run/{name}.csv").write_text(f"step,seconds,return\\n1,{time.time()},{VALUE}\\n")
 """
     monkeypatch.setattr(records, "ROOT", tmp_path)
+    records.script_of.cache_clear()
     records.git("init", "-q")
     commit(toy.replace("VALUE", "1 + 1"))
     code = records.code_sha256(script)
@@ -153,13 +154,13 @@ for name in ("eval", "train", "metrics"):
     runs = pd.DataFrame(rows, columns=COLUMNS).assign(total_timesteps=1, code_sha256=[code, "of other code"])
     runs.reindex(columns=records.RUN_COLUMNS).to_csv(tmp_path / "runs.csv", index=False)
     commit(toy.replace("VALUE", "2"))
-    change = records.Change("td3", "HEAD~1", results=tmp_path)
-    assert records.note_same(change) == 1
-    assert records.note_same(change) == 0  # it is noted already
+    change = {"algorithm": "td3", "before": "HEAD~1", "results": tmp_path}
+    assert records.note_same(**change) == 1
+    assert records.note_same(**change) == 0  # it is noted already
     assert records.read([tmp_path])[1]["stale"].tolist() == [False, True]
     commit(toy.replace("VALUE", "3"))
-    records.today.cache_clear()
+    records.script_of.cache_clear()
     with pytest.raises(records.InputError, match="write different files"):
-        records.note_same(change)
+        records.note_same(**change)
     assert records.read([tmp_path])[1]["stale"].tolist() == [True, True]
-    records.today.cache_clear()
+    records.script_of.cache_clear()
