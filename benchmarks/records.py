@@ -87,11 +87,6 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-# ======================================================================================================================
-# 1 Scripts
-# ======================================================================================================================
-
-
 def canonical(node: Any) -> Any:
     """A syntax tree as nested lists, the same for every Python version; statements that are only a string left out."""
     if isinstance(node, list):
@@ -137,11 +132,6 @@ def is_stale(run: pd.Series) -> bool:
     """Whether the code of the script that made a run of ours has changed since."""
     now = script_of(run["algorithm"]).code
     return run["source"] == OURS and now != "" and now not in codes(run)
-
-
-# ======================================================================================================================
-# 2 Reading
-# ======================================================================================================================
 
 
 def setting_of(flag: str, value: str) -> tuple[str, Any]:
@@ -221,7 +211,7 @@ def read_csv(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not known.all():
         made = unrecorded(rows[~known])
         bare = rows[~known].drop(columns="run").merge(made[[*SEED, "run"]])
-        rows, runs = pd.concat([rows[known], bare]), pd.concat([runs, made])
+        rows, runs = pd.concat([rows[known], bare]), pd.concat([runs, made]) if len(runs) else made
     values = dict.fromkeys(["return", "length", "success", "episodes"], "mean") | {"protocol": "first"}
     return rows.groupby(KEY, as_index=False).agg(values), runs
 
@@ -232,7 +222,7 @@ def unrecorded(rows: pd.DataFrame) -> pd.DataFrame:
     runs["total_timesteps"] = runs.groupby(SEED[:-1])["step"].transform("max")
     whole = runs["step"] >= 0.975 * runs["total_timesteps"]  # evaluations may fall on the ends of rollouts
     runs["state"] = ("ended at step " + runs["step"].map(count)).mask(whole, "done")
-    runs = runs.reindex(columns=RUN_COLUMNS).assign(settings="{}", versions="{}")
+    runs = runs.reindex(columns=RUN_COLUMNS, fill_value="").assign(settings="{}", versions="{}", seconds=float("nan"))
     return runs.assign(run=runs.apply(run_id, axis=1))
 
 
@@ -270,11 +260,6 @@ def export(evaluations: pd.DataFrame, runs: pd.DataFrame, folder: Path) -> None:
     rows = evaluations[COLUMNS].astype({"episodes": "Int64"})
     write_atomically(folder / "results.csv", rows.to_csv(index=False, float_format="%.6g"))
     write_atomically(folder / "runs.csv", runs[RUN_COLUMNS].to_csv(index=False, float_format="%.6g"))
-
-
-# ======================================================================================================================
-# 3 Changes that alter nothing
-# ======================================================================================================================
 
 
 def git(*words: str) -> str:

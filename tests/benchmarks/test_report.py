@@ -43,7 +43,7 @@ def test_the_matrix_tells_what_is_separable(tmp_path):
         published_row(5.0, "Ant-v4", sd=5, algorithm="a2c"),
         published_row(9.0, kind="headline", algorithm="dqn", step=float("nan")),
     ]  # fmt: skip
-    text = report.matrix(cells_of(tmp_path), rows)
+    text = report.matrix(cells_of(tmp_path), rows, {})
     cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:3] for row in text.splitlines()[2:] if row[:1] == "|"}
     assert text.startswith("| algorithm | Ant-v5<br>1k | HalfCheetah-v5<br>1k | steps/s |")
     assert cells == {
@@ -51,7 +51,7 @@ def test_the_matrix_tells_what_is_separable(tmp_path):
         "ppo": ["", "<sub>**105 / 50.0**</sub>"], "a2c": ["111 / (5.00)", ""], "dqn": ["", "8.00 / (9.00)"],
         "trpo": ["", "failed"],
     }  # fmt: skip
-    assert "3 of 4 comparisons are separable" in text and "earlier code" not in text
+    assert "3 of 4 tested differences are separable" in text and "earlier code" not in text
 
 
 def test_results_tell_what_was_lost_what_failed_and_how_it_compares(tmp_path):

@@ -96,7 +96,6 @@ def test_values_at_a_step_and_curves(tmp_path):
     assert cell.curve("return").loc[500].tolist() == pytest.approx([10, 2 + 18 * 500 / 510])
     make_run(tmp_path / "often", seed=3, evaluations={0: [0.0], 900: [1.0], 1000: [3.0]})
     assert cells_of(tmp_path / "often")[0].at(950, "return").tolist() == [2]  # between evaluations
-    assert cell.best("return")[1] == 1000 and cell.last_ten("return") == pytest.approx((40 / 3 + 72 / 3) / 2)
 
 
 def test_aggregates():
