@@ -1,7 +1,7 @@
 """Pictures of a benchmark: learning curves, steps per second, scores across tasks.
 
-Every function writes one PNG, white behind, so that it can be read on light and dark pages, at twice the size at which
-a page 830 pixels wide shows it. The same results always give the same bytes.
+Every function writes one PNG and returns its path. It is white behind, so that it can be read on light and dark pages,
+and twice the size at which a page 830 pixels wide shows it. The same results always give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ def colours(found: list[Cell]) -> dict[str, str]:
     return {name: colour for name, colour in COLOURS.items() if name in names} | others
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    """Write and close."""
+def save(figure: plt.Figure, path: Path) -> Path:
+    """Write and close; returns the path."""
     figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
     plt.close(figure)
+    return path
 
 
 def draw_curve(axes: Axes, cell: Cell, metric: str, colour: str) -> list[float]:
@@ -68,7 +69,7 @@ def draw_panel(axes: Axes, cells: list[Cell], metric: str, published: list[Publi
                 axes.errorbar(step, row.mean, half, color=colour[cell.name], marker="o", markersize=5, capsize=2,
                               markerfacecolor="white", linewidth=0.8, zorder=3, clip_on=False)  # fmt: skip
                 values.append(row.mean)
-    low, high = (-0.02, 1.0) if metric == "success" else np.quantile(values, [0.03, 1])
+    low, high = (-0.02, 1.0) if metric == "success" else np.nanquantile(values, [0.03, 1])
     margin = 0.05 * (high - low) or 1.0
     axes.set(xlim=(0, end), ylim=(low - margin, high + margin), ylabel=METRICS[metric])
     axes.set_title(cells[0].env_id if metric == "return" else f"{cells[0].env_id}: {METRICS[metric]}")
@@ -83,7 +84,7 @@ def legend_line(name: str, members: list[Cell], colour: str) -> plt.Line2D:
     return plt.Line2D([], [], color=colour, label=label, linestyle="--" if seeds == [1] else "-")
 
 
-def draw_curves(path: Path, found: list[Cell], published: list[Published]) -> None:
+def draw_curves(path: Path, found: list[Cell], published: list[Published]) -> Path:
     """One panel per task (two where it reports success), one line per algorithm; hollow: published at that step."""
     found = [cell for cell in found if cell.seeds]
     colour = colours(found)
@@ -110,7 +111,7 @@ def draw_curves(path: Path, found: list[Cell], published: list[Published]) -> No
         else:
             figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         figure.suptitle("Mean over seeds with its 95 % t interval; dashed: one seed")
-        save(figure, path)
+        return save(figure, path)
 
 
 def steps_per_second(found: list[Cell]) -> dict[str, float]:
@@ -122,9 +123,8 @@ def steps_per_second(found: list[Cell]) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in speeds.items() if values}
 
 
-def draw_speed(path: Path, found: list[Cell]) -> None:
+def draw_speed(path: Path, speeds: dict[str, float], colour: dict[str, str]) -> Path:
     """Bars of steps per second."""
-    colour, speeds = colours(found), steps_per_second(found)
     names = [name for name in colour if name in speeds][::-1]
     with plt.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure, axes = plt.subplots(figsize=(WIDTH, 0.6 + 0.24 * len(names)), layout="constrained")
@@ -133,10 +133,10 @@ def draw_speed(path: Path, found: list[Cell]) -> None:
         axes.set(xscale="log", xlim=(min(speeds.values()) / 2, max(speeds.values()) * 2), axisbelow=True)
         axes.set(xlabel="environment steps per second (logarithmic)")
         axes.set(title="Speed of whole runs, evaluations included: median over runs")
-        save(figure, path)
+        return save(figure, path)
 
 
-def draw_aggregates(path: Path, matrices: dict[str, np.ndarray], colour: dict[str, str]) -> None:
+def draw_aggregates(path: Path, matrices: dict[str, np.ndarray], colour: dict[str, str]) -> Path:
     """The mean of normalised scores, and the other AGGREGATES if all have intervals, by rliable."""
     estimates = {name: aggregates(matrices[name]) for name in reversed(list(colour)) if name in matrices}
     known = ~np.isnan([bounds for _, bounds in estimates.values()]).any((0, 1))
@@ -149,10 +149,10 @@ def draw_aggregates(path: Path, matrices: dict[str, np.ndarray], colour: dict[st
             xlabel="normalised score", subfigure_width=0.75 * WIDTH / len(kept), row_height=0.25, wspace=0.15,
             xlabel_y_coordinate=-1.5 / (1 + len(estimates)),
         )  # fmt: skip
-        save(figure, path)
+        return save(figure, path)
 
 
-def draw_profiles(path: Path, matrices: dict[str, np.ndarray], colour: dict[str, str]) -> None:
+def draw_profiles(path: Path, matrices: dict[str, np.ndarray], colour: dict[str, str]) -> Path:
     """Share of runs above each normalised score, by rliable; bands where there are seeds enough."""
     names = [name for name in colour if name in matrices]
     thresholds = np.linspace(0, max(1.0, *(matrix.max() for matrix in matrices.values())), 101)
@@ -169,4 +169,4 @@ def draw_profiles(path: Path, matrices: dict[str, np.ndarray], colour: dict[str,
             ylabel="share of runs above it", labelsize=8, ticklabelsize=8,
         )  # fmt: skip
         axes.legend([f"{name} (n = {len(matrices[name])})" for name in names], frameon=False)
-        save(figure, path)
+        return save(figure, path)

@@ -43,18 +43,18 @@ def table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 
 def interval_text(values: np.ndarray) -> str:
     """Mean of scores and its t interval: "9512 [9107, 9917]"."""
-    bounds = t_interval(values.mean(), values.std(ddof=1), len(values)) if len(values) > 1 else None
-    return number(values.mean()) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
+    sd = values.std(ddof=1) if len(values) > 1 else None
+    return number(values.mean(), t_interval(values.mean(), sd, len(values)))
 
 
 def published_text(row: Published, steps: float) -> str:
     """A published figure with its step (where it is not `steps`), version, seeds and source."""
-    parts = [number(float(part)) for part in row.spread.split("|") if part]
-    spread = f" [{', '.join(parts)}]" if len(parts) == 2 else "".join(f" ± {part}" for part in parts)
+    spread = [float(x) for x in row.spread.split("|") if x]
+    mean = f"{number(row.mean)} ± {number(*spread)}" if len(spread) == 1 else number(row.mean, spread)
     step = " at unstated steps" if np.isnan(row.step) else f" at {count(row.step)}"
     step = "" if abs(row.step - steps) <= SAME_STEP * steps else step
     seeds = "1 agent, over episodes" if row.kind == "single" else f"{row.seeds or '?'} seed{'s' * (row.seeds != 1)}"
-    return f"{number(row.mean)}{spread}{step} ({row.env_id.rpartition('-')[2]}, {seeds}, {row.source})"
+    return f"{mean}{step} ({row.env_id.rpartition('-')[2]}, {seeds}, {row.source})"
 
 
 def seeds_text(cell: Cell) -> str:
@@ -82,12 +82,9 @@ def measured_speeds(path: Path) -> dict[str, str]:
     """Algorithm -> steps/s of ours, of the table that speed.py wrote; {} if there is none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = [[text.strip() for text in line.split("|")[1:-1]] for line in lines]
-    header = next((row for row in rows if "algorithm" in row and "ours" in row), [])
-    return {
-        row[0]: row[header.index("ours")].split()[0]
-        for row in rows
-        if len(row) == len(header) > 0 and row[1][-1].isdigit()
-    }
+    head = next((k for k, row in enumerate(rows) if "ours" in row), len(rows))
+    measured = [dict(zip(rows[head], row, strict=True)) for row in rows[head + 2 :] if len(row) == len(rows[head])]
+    return {row["algorithm"]: row["ours"].split()[0] for row in measured}
 
 
 def matrix_cell(cell: Cell, comparison: Comparison | None, metric: str, total: int) -> str:
@@ -142,34 +139,27 @@ def matrix(found: list[Cell], published: list[Published], measured: dict[str, st
     return table(["algorithm", *header, "steps/s"], rows) + f"\n<sub>{legend}</sub>\n"
 
 
-def result_rows(found: list[Cell], published: list[Published]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A row of texts per cell and metric with all that is known of it; and the notes, with the names rows use."""
+def result_rows(found: list[Cell], published: list[Published]) -> tuple[pd.DataFrame, str]:
+    """A row of texts per cell and metric with all that is known of it, without empty columns; and the notes."""
     rows, notes = [], {}
     for cell in found:
-        row = {"task": cell.env_id, "algorithm": cell.name, "steps": count(cell.total), "seeds": seeds_text(cell)}
-        rows += [row] * (not cell.seeds)
+        start = {"task": cell.env_id, "algorithm": cell.name, "steps": count(cell.total), "seeds": seeds_text(cell)}
+        rows += [start] * (not cell.seeds)
         for metric in filter(cell.has, METRICS):
             values, comparison = cell.final(metric), reference(cell, published, metric)
             iqm = bootstrap(values[:, None], lambda x: np.array([AGGREGATES["IQM"](x)]))
             claims = [x for kind in ("headline", "single") for x in select(published, kind, cell, metric)]
-            rows.append(row | {
-                "of": METRICS[metric], MEAN: interval_text(values),
-                "IQM [95 % bootstrap]": "" if iqm is None else
-                    f"{number(AGGREGATES['IQM'](values))} [{', '.join(map(number, iqm.ravel()))}]",
-                "best over training": best_text(cell, metric, published),
-                "claims": "; ".join(published_text(x, cell.total) for x in claims),
-            })  # fmt: skip
+            row = start | {"of": METRICS[metric], MEAN: interval_text(values)}
+            row["IQM [95 % bootstrap]"] = "" if iqm is None else number(AGGREGATES["IQM"](values), iqm.ravel())
+            row["best over training"] = best_text(cell, metric, published)
+            row["claims"] = "; ".join(published_text(x, cell.total) for x in claims)
             if comparison:
                 names = [notes.setdefault(note, f"n{len(notes) + 1}") for note in comparison.notes]
-                theirs = published_text(comparison.row, cell.total)
-                rows[-1] |= {"reference": theirs, VERDICT: comparison.verdict, "notes": ", ".join(names)}
-    return pd.DataFrame(rows).fillna(""), notes
-
-
-def results(rows: pd.DataFrame, notes: dict[str, str]) -> str:
-    """The table of all results, without empty columns, and the notes."""
-    kept = rows.loc[:, (rows != "").any()]
-    return table(kept.columns, kept.to_numpy()) + "".join(f"\n{name}: {note}\n" for note, name in notes.items())
+                row["reference"] = published_text(comparison.row, cell.total)
+                row |= {VERDICT: comparison.verdict, "notes": ", ".join(names)}
+            rows.append(row)
+    texts = pd.DataFrame(rows).fillna("")
+    return texts.loc[:, (texts != "").any()], "".join(f"\n{name}: {note}\n" for note, name in notes.items())
 
 
 def points(found: list[Cell], published: list[Published]) -> str:
@@ -308,22 +298,6 @@ def put_into(path: Path, made: dict[str, str]) -> str:
     return pattern.sub(lambda match: f"{match[1]}\n{made.get(match[2]) or 'Nothing.'}\n{match[3]}", text)
 
 
-def draw(found: list[Cell], published: list[Published], matrices: dict[str, np.ndarray], output: Path) -> list[Path]:
-    """Draw the pictures that the results allow; returns their paths."""
-    drawn = []
-    if any(cell.seeds for cell in found):
-        drawn.append(output / "curves.png")
-        plots.draw_curves(drawn[-1], longest(found), published)
-    if plots.steps_per_second(longest(found)):
-        drawn.append(output / "speed.png")
-        plots.draw_speed(drawn[-1], longest(found))
-    if matrices:
-        drawn += [output / "aggregates.png", output / "profiles.png"]
-        plots.draw_aggregates(drawn[-2], matrices, plots.colours(found))
-        plots.draw_profiles(drawn[-1], matrices, plots.colours(found))
-    return drawn
-
-
 def report(options: Options) -> None:
     """Write what is asked for and print the summary. Raises InputError."""
     evaluations, runs = read(options.results)
@@ -338,12 +312,19 @@ def report(options: Options) -> None:
     output = options.output or folder
     output.mkdir(parents=True, exist_ok=True)
     (rows, notes), (across, matrices) = result_rows(found, published), across_tasks(found, published)
+    colour = plots.colours(found)
     left_out = 0 if options.tuning_seeds else len(runs) - sum(len(cell.runs) for cell in found)
-    made |= {
-        "matrix": matrix(found, published, measured_speeds(folder / "speed.md")), "results": results(rows, notes),
-        "points": points(found, published), "across-tasks": across, "troubles": troubles(found, left_out),
-    }  # fmt: skip
-    pictures = draw(found, published, matrices, output)
+    made["matrix"] = matrix(found, published, measured_speeds(folder / "speed.md"))
+    made |= {"results": table(rows, rows.to_numpy()) + notes, "points": points(found, published)}
+    made |= {"across-tasks": across, "troubles": troubles(found, left_out)}
+    pictures = []
+    if any(cell.seeds for cell in found):
+        pictures.append(plots.draw_curves(output / "curves.png", longest(found), published))
+    if speeds := plots.steps_per_second(longest(found)):
+        pictures.append(plots.draw_speed(output / "speed.png", speeds, colour))
+    if matrices:
+        pictures.append(plots.draw_aggregates(output / "aggregates.png", matrices, colour))
+        pictures.append(plots.draw_profiles(output / "profiles.png", matrices, colour))
     write_atomically(output / "scores.csv", score_table(found).to_csv(index=False, float_format="%.6g"))
     for path in options.into:
         write_atomically(path, put_into(path, made))

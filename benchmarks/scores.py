@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,10 +70,9 @@ class Difference:
 
     def __str__(self) -> str:
         """For example "higher (n = 3 | 10): +897 [500, 1294]"."""
-        interval = f" [{', '.join(map(number, self.interval))}]" if self.interval else ""
-        remark = f", not tested: {self.untested}" if self.untested else "" if interval else ", no spread"
+        remark = f", not tested: {self.untested}" if self.untested else "" if self.interval else ", no spread"
         sign, (ours, theirs) = "+" * (self.value >= 0), self.seeds
-        return f"{self.verdict} (n = {ours} | {theirs or '?'}): {sign}{number(self.value)}{interval}{remark}"
+        return f"{self.verdict} (n = {ours} | {theirs or '?'}): {sign}{number(self.value, self.interval)}{remark}"
 
 
 def welch(ours: np.ndarray, mean: float, sd: float | None, n: int | None) -> Difference:
@@ -96,9 +95,10 @@ def welch(ours: np.ndarray, mean: float, sd: float | None, n: int | None) -> Dif
     return Difference(value, (value - half, value + half), seeds, "")
 
 
-def number(value: float) -> str:
-    """A score for people: 10574, 512, 96.2, -3.87."""
-    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+def number(value: float, interval: Sequence[float] | None = None) -> str:
+    """A score for people, and its interval if there is one: "10574", "96.2 [93.0, 99.4]", "-3.87 [-4.11, -3.63]"."""
+    text = f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+    return f"{text} [{', '.join(map(number, interval))}]" if interval is not None and len(interval) else text
 
 
 @dataclass(frozen=True, eq=False)
