@@ -23,7 +23,6 @@ import pandas as pd
 from records import count, script_of
 from scores import SAME_STEP, Cell, Difference, welch
 
-PUBLISHED = Path(__file__).parent / "published.csv"
 SAMPLED = ("std over seeds", "95%")  # what `spread_kind` begins with where a test can be made
 
 
@@ -65,8 +64,9 @@ class Published:
         return float(self.spread) * np.sqrt(self.seeds / (self.seeds - 1))
 
 
-def load_published(path: Path = PUBLISHED) -> list[Published]:
-    """The published figures, in the order of the file."""
+def load_published() -> list[Published]:
+    """The rows of published.csv."""
+    path = Path(__file__).with_name("published.csv")
     rows = pd.read_csv(path, keep_default_na=False, na_values={"step": "", "return": "", "success": "", "seeds": ""})
     made = []
     for row in rows.to_dict("records"):
@@ -79,7 +79,7 @@ def load_published(path: Path = PUBLISHED) -> list[Published]:
 
 
 EFFECTS = ("roughly", "caveat", "not comparable")  # of a change between versions on returns, mildest first
-CHANGES = pd.read_csv(Path(__file__).parent / "versions.csv")
+CHANGES = pd.read_csv(Path(__file__).with_name("versions.csv"))
 
 
 def split_env_id(env_id: str) -> tuple[str, str]:

@@ -191,8 +191,11 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def read_csv(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluations of a csv in the format above, and its runs. Raises InputError for a missing column or value."""
+    beside, runs = path.with_name("runs.csv"), pd.DataFrame(columns=RUN_COLUMNS)
     try:
         rows = pd.read_csv(path, dtype={"run": str})
+        if beside.exists():
+            runs = pd.read_csv(beside, dtype=dict.fromkeys(RUN_TEXTS, str)).reindex(columns=RUN_COLUMNS)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read --results {path} ({error}): name a csv with a row per evaluation") from error
     if missing := [name for name in REQUIRED if name not in rows]:
@@ -204,9 +207,6 @@ def read_csv(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             line = wrong.idxmax()
             raise InputError(f"{path}, line {line + 2}: {name} is {rows[name][line]!r}, not a number")
         rows[name] = numbers
-    beside, runs = path.with_name("runs.csv"), pd.DataFrame(columns=RUN_COLUMNS)
-    if beside.exists():
-        runs = pd.read_csv(beside, dtype=dict.fromkeys(RUN_TEXTS, str)).reindex(columns=RUN_COLUMNS)
     known = rows["run"].isin(runs["run"])
     if not known.all():
         made = unrecorded(rows[~known])
@@ -300,7 +300,7 @@ def note_same(
     if not all(x.equals(y) for x, y in zip(expected, found, strict=True)):
         remedy = "its results have to be made again"
         raise InputError(f"{algorithm}.py of {before} and of HEAD write different files: {remedy}")
-    evaluations, runs = read([results])
+    evaluations, runs = read([results / "results.csv"])
     same = runs.apply(lambda run: old in codes(run) and new not in codes(run), axis=1)
     runs.loc[same, "same_as"] = (runs.loc[same, "same_as"] + f" {head}:{new}").str.strip()
     export(evaluations, runs, results)

@@ -46,7 +46,8 @@ def test_curves_show_means_intervals_and_published_points(drawn, tmp_path):
 
 def test_five_unknown_labels_have_colours_of_their_own(drawn, tmp_path):
     names = ["dqn", "cem", "ars", "my-agent", "zoo"]
-    rows = [(name, "My-v0", seed, step, step + seed) for name in names for seed in (1, 2) for step in (0, 9)]
+    points = ((1, 0), (1, 3), (1, 9), (2, 5), (2, 9))  # evaluations of seed 2 begin later
+    rows = [(name, "My-v0", seed, step, step + seed) for name in names for seed, step in points]
     path = make_csv(tmp_path / "mine.csv", *rows)
     make_run(tmp_path / "ours", env_id="My-v0", total=9)
     found = cells_of(path, tmp_path / "ours")
