@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from records import count, script_of, today
-from scores import SAME_STEP, Cell, Difference, Interval, t_interval, welch
+from records import count, script_of
+from scores import SAME_STEP, Cell, Difference, welch
 
-PUBLISHED = Path(__file__).parent / "published.csv"
 SAMPLED = ("std over seeds", "95%")  # what `spread_kind` begins with where a test can be made
 
 
@@ -64,37 +63,29 @@ class Published:
             return (high - low) / (2 * 1.96) * self.seeds / np.sqrt(self.seeds - 1)
         return float(self.spread) * np.sqrt(self.seeds / (self.seeds - 1))
 
-    @property
-    def interval(self) -> Interval | None:
-        """95 % t interval of the mean over seeds; None where the deviation is not known or 0."""
-        return t_interval(self.mean, self.sd, self.seeds)
 
-
-def load_published(path: Path = PUBLISHED) -> list[Published]:
-    """The published figures, in the order of the file."""
+def load_published() -> list[Published]:
+    """The rows of published.csv."""
+    path = Path(__file__).with_name("published.csv")
     rows = pd.read_csv(path, keep_default_na=False, na_values={"step": "", "return": "", "success": "", "seeds": ""})
     made = []
     for row in rows.to_dict("records"):
-        value, success = row.pop("return"), row.pop("success")
-        row |= {"metric": "success", "mean": success} if np.isnan(value) else {"metric": "return", "mean": value}
+        values = {"return": row.pop("return"), "success": row.pop("success")}
+        metric = "success" if np.isnan(values["return"]) else "return"
         row["seeds"] = None if np.isnan(row["seeds"]) else int(row["seeds"])
         row["settings"] = json.loads(row["settings"] or "{}")
-        made.append(Published(**row))
+        made.append(Published(metric=metric, mean=values[metric], **row))
     return made
 
 
-# ======================================================================================================================
-# 1 Versions of environments
-# ======================================================================================================================
-
 EFFECTS = ("roughly", "caveat", "not comparable")  # of a change between versions on returns, mildest first
-CHANGES = pd.read_csv(Path(__file__).parent / "versions.csv")
+CHANGES = pd.read_csv(Path(__file__).with_name("versions.csv"))
 
 
 def split_env_id(env_id: str) -> tuple[str, str]:
     """Task and version of an environment: "my_module:Hopper-v5" -> ("Hopper", "v5"); the version may be ""."""
-    task, _, version = env_id.split(":")[-1].rpartition("-")
-    return (task, version) if re.fullmatch(r"v\d+", version) else (env_id.split(":")[-1], "")
+    task, version = re.fullmatch(r"(?:.*:)?(.+?)(?:-(v\d+))?", env_id).groups()
+    return task, version or ""
 
 
 def version_effect(ours: str, theirs: str) -> tuple[str | None, str]:
@@ -120,20 +111,17 @@ def version_effect(ours: str, theirs: str) -> tuple[str | None, str]:
     return worst, f"{task} {version} against {other}: {'; '.join(crossed[crossed['effect'] == worst]['change'])}"
 
 
-# ======================================================================================================================
-# 2 Like with like
-# ======================================================================================================================
-
-
 def differing(cell: Cell, row: Published) -> str:
     """The settings in which ours differs from the published one: "gamma 0.9999, there 0.99"; "" if in none."""
-    settings = today(script_of(cell.algorithm))[2] | cell.settings
-    wanted = {name: value if isinstance(value, list) else [value] for name, value in row.settings.items()}
-    unlike = [name for name, values in wanted.items() if settings.get(name) not in values]
-    return ", ".join(f"{name} {settings.get(name)}, there {' or '.join(map(str, wanted[name]))}" for name in unlike)
+    settings, unlike = script_of(cell.algorithm).defaults | cell.settings, []
+    for name, wanted in row.settings.items():
+        wanted = wanted if isinstance(wanted, list) else [wanted]
+        if settings.get(name) not in wanted:
+            unlike.append(f"{name} {settings.get(name)}, there {' or '.join(map(str, wanted))}")
+    return ", ".join(unlike)
 
 
-def select(published: list[Published], kind: str, cell: Cell) -> list[Published]:
+def select(published: list[Published], kind: str, cell: Cell, metric: str) -> list[Published]:
     """The published rows of a kind for a result's algorithm and task, by step.
 
     Rows made with our settings come before others. A variant ("reinforce-mean") only has those that ask for its very
@@ -143,8 +131,8 @@ def select(published: list[Published], kind: str, cell: Cell) -> list[Published]
     if algorithm.startswith("sb3-"):
         algorithm, kind = algorithm.removeprefix("sb3-"), "single" if kind == "reference" else ""
     base, _, variant = algorithm.partition("-")
-    task = split_env_id(cell.env_id)[0]
-    rows = [r for r in published if (r.kind, r.algorithm, split_env_id(r.env_id)[0]) == (kind, base, task)]
+    wanted = kind, base, metric, split_env_id(cell.env_id)[0]
+    rows = [x for x in published if (x.kind, x.algorithm, x.metric, split_env_id(x.env_id)[0]) == wanted]
     alike = [row for row in rows if not differing(cell, row) and (row.settings or not variant)]
     return sorted(alike or ([] if variant else rows), key=lambda row: row.step)
 
@@ -164,40 +152,36 @@ class Comparison:
 
 def compare(cell: Cell, row: Published) -> Comparison:
     """Our result at the step of a published figure beside it; judged where versions and settings are alike."""
-    values, difference = cell.at(row.step, row.metric), None
+    ours, difference = cell.at(row.step, row.metric), None
     effect, change = version_effect(cell.env_id, row.env_id)
-    if values is None:
-        verdict = (
-            f"published at {count(row.step)}, ours are shorter" if row.step > cell.total else "ours not evaluated there"
-        )
-    elif effect == "not comparable" or differing(cell, row):
-        verdict = f"not like with like: {differing(cell, row) or change}"
+    if ours is None and row.step > cell.total:
+        verdict = f"published at {count(row.step)}, ours are shorter"
+    elif ours is None:
+        verdict = "ours not evaluated there"
+    elif unlike := differing(cell, row) or change * (effect == "not comparable"):
+        verdict = f"not like with like: {unlike}"
     else:
-        difference = welch(values, row.mean, row.sd, row.seeds)
+        difference = welch(ours, row.mean, row.sd, row.seeds)
         verdict = str(difference)
     notes = [change] * bool(effect and difference) + [f"{row.source}, {row.algorithm}: {row.caveat}"] * bool(row.caveat)
-    return Comparison(row, values, difference, verdict, notes)
+    return Comparison(row, ours, difference, verdict, notes)
 
 
 def reference(cell: Cell, published: list[Published], metric: str) -> Comparison | None:
     """The comparison with the reference of most steps among those that ours reach, else with the first beyond."""
-    rows = [row for row in select(published, "reference", cell) if row.metric == metric]
+    rows = select(published, "reference", cell, metric)
     within = [row for row in rows if row.step <= (1 + SAME_STEP) * cell.total]
     return compare(cell, (within or rows[::-1])[-1]) if rows else None
 
 
-def anchors(env_ids: set[str], published: list[Published]) -> dict[str, tuple[Published, Published]]:
-    """Figures that count as 0 and 1 when scores are normalised: env_id -> (random actions, best published reference).
+def anchors(env_id: str, published: list[Published]) -> tuple[Published, Published] | None:
+    """Figures that count as 0 and 1 when scores are normalised: of random actions, and the best published reference.
 
-    The best reference is the highest, over algorithms, at 1M steps. Environments without both, or whose version cannot
-    be compared with the published one's, are left out.
+    The best reference is the highest, over algorithms, at 1M steps. None if one of the two is missing, or the version
+    of the task cannot be compared with the published one's.
     """
-    found = {}
-    for env_id in env_ids:
-        rows = [row for row in published if split_env_id(row.env_id)[0] == split_env_id(env_id)[0]
-                and row.metric == "return" and version_effect(env_id, row.env_id)[0] != "not comparable"]  # fmt: skip
-        zeros = [row for row in rows if row.kind == "random"]
-        ones = [row for row in rows if row.kind == "reference" and abs(row.step - 1e6) <= 25_000]
-        if zeros and ones:
-            found[env_id] = zeros[0], max(ones, key=lambda row: row.mean)
-    return found
+    rows = [row for row in published if split_env_id(row.env_id)[0] == split_env_id(env_id)[0]
+            and row.metric == "return" and version_effect(env_id, row.env_id)[0] != "not comparable"]  # fmt: skip
+    zeros = [row for row in rows if row.kind == "random"]
+    ones = [row for row in rows if row.kind == "reference" and abs(row.step - 1e6) <= SAME_STEP * 1e6]
+    return (zeros[0], max(ones, key=lambda row: row.mean)) if zeros and ones else None

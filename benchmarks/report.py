@@ -22,7 +22,7 @@ import pandas as pd
 import plots
 import tyro
 from published import Comparison, Published, anchors, compare, load_published, reference, select
-from records import COMMITTED, FIRST_TUNING_SEED, METRICS, InputError, count, export, read, write_atomically
+from records import FIRST_TUNING_SEED, METRICS, InputError, count, export, read, write_atomically
 from rich.console import Console
 from rich.table import Table
 from scores import AGGREGATES, LEAST_BOOTSTRAP, SAME_STEP, Cell, aggregates, bootstrap, cells, longest, normalised
@@ -30,34 +30,31 @@ from scores import AGGREGATES, LEAST_BOOTSTRAP, SAME_STEP, Cell, aggregates, boo
 from scores import number, t_interval, welch  # isort: skip
 
 FEW_SEEDS = 3  # a cell with fewer is printed small
-VERDICT = "verdict: difference [95 % interval]"
+MEAN, VERDICT = "mean [95 % t interval]", "verdict: difference [95 % interval]"
 LOST = 0.25  # share of what was learned that is gone at the end
 
-# ======================================================================================================================
-# 1 Cells
-# ======================================================================================================================
 
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """A markdown table, "" without rows."""
-    lines = ["| " + " | ".join(str(x).replace("\n", " ").replace("|", "\\|") for x in row) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *lines, ""]) if lines else ""
+    texts = [[str(x).replace("\n", " ").replace("|", "\\|") for x in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in [header, *texts]]
+    return "\n".join([lines[0], re.sub(r"[^|]+", " --- ", lines[0]), *lines[1:], ""]) if texts else ""
 
 
 def interval_text(values: np.ndarray) -> str:
     """Mean of scores and its t interval: "9512 [9107, 9917]"."""
-    bounds = t_interval(values.mean(), values.std(ddof=1), len(values)) if len(values) > 1 else None
-    return number(values.mean()) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
+    sd = values.std(ddof=1) if len(values) > 1 else None
+    return number(values.mean(), t_interval(values.mean(), sd, len(values)))
 
 
 def published_text(row: Published, steps: float) -> str:
     """A published figure with its step (where it is not `steps`), version, seeds and source."""
-    parts = [number(float(part)) for part in filter(None, row.spread.split("|"))]
-    spread = f" [{', '.join(parts)}]" if len(parts) == 2 else "".join(f" ± {part}" for part in parts)
+    spread = [float(x) for x in row.spread.split("|") if x]
+    mean = f"{number(row.mean)} ± {number(*spread)}" if len(spread) == 1 else number(row.mean, spread)
     step = " at unstated steps" if np.isnan(row.step) else f" at {count(row.step)}"
     step = "" if abs(row.step - steps) <= SAME_STEP * steps else step
     seeds = "1 agent, over episodes" if row.kind == "single" else f"{row.seeds or '?'} seed{'s' * (row.seeds != 1)}"
-    return f"{number(row.mean)}{spread}{step} ({row.env_id.rpartition('-')[2]}, {seeds}, {row.source})"
+    return f"{mean}{step} ({row.env_id.rpartition('-')[2]}, {seeds}, {row.source})"
 
 
 def seeds_text(cell: Cell) -> str:
@@ -73,154 +70,141 @@ def is_lost(means: Sequence[float], start: float) -> bool:
 
 
 def best_text(cell: Cell, metric: str, published: list[Published]) -> str:
-    """Best mean over training, and whether it was lost: "9347 at 50k, then lost (there too)"."""
-    means = cell.curve(metric).mean(axis=1).to_list()
-    text = f"{number(cell.best(metric)[0])} at {count(cell.best(metric)[1])}" + ", then lost" * is_lost(means, means[0])
-    points = [row.mean for row in select(published, "reference", cell) if row.metric == metric]
-    return text + " (there too)" * bool(points and is_lost(points, means[0]))
+    """Best mean over training, and where it was lost: "9347 at 50k, then lost (there too)"."""
+    means = cell.curve(metric).mean(axis=1)
+    points = [row.mean for row in select(published, "reference", cell, metric)]
+    here, there = is_lost(means.to_list(), means.iloc[0]), bool(points) and is_lost(points, means.iloc[0])
+    remark = {(True, False): ", then lost", (True, True): ", then lost (there too)", (False, True): " (lost there)"}
+    return f"{number(means.max())} at {count(means.idxmax())}" + remark.get((here, there), "")
 
 
-# ======================================================================================================================
-# 2 Sections
-# ======================================================================================================================
-
-
-def speeds(found: list[Cell]) -> tuple[dict[str, str], str]:
-    """Name -> steps/s, of the table of speed.py if there is one, else of whole runs; and which of the two."""
-    try:
-        lines = [
-            [x.strip() for x in line.split("|")[1:-1]] for line in (COMMITTED / "speed.md").read_text().splitlines()
-        ]
-    except OSError:
-        lines = []
-    heads = [k for k, line in enumerate(lines) if line[:1] == ["algorithm"] and "ours" in line]
-    rows = [line for line in lines[heads[0] + 2 :] if len(line) == len(lines[heads[0]])] if heads else []
-    measured = {line[0]: line[lines[heads[0]].index("ours")].split()[0] for line in rows}
-    if measured:
-        return measured, "steps/s: as in speed.md, on one thread, without evaluations."
-    whole = {name: f"{value:.0f}" for name, value in plots.steps_per_second(longest(found)).items()}
-    return whole, "steps/s: of whole runs, with evaluations."
-
-
-def matrix(found: list[Cell], published: list[Published]) -> str:
-    """Algorithms by tasks, ours / published, and what the signs mean."""
-    best = {(cell.name, cell.env_id): cell for cell in longest(found)}
-    tasks = sorted({task for _, task in best}, key=lambda task: ("Fetch" in task, task))
-    totals = {task: max(cell.total for (_, t), cell in best.items() if t == task) for task in tasks}
-    metric = {task: "success" if any(cell.has("success") for (_, t), cell in best.items() if t == task) else "return"
-              for task in tasks}  # fmt: skip
-    (measured, meaning), verdicts, rows = speeds(found), [], []
-    for name in plots.colours(found):
-        row = [name]
-        for task in tasks:
-            cell = best.get((name, task))
-            comparison = None
-            if cell and cell.seeds:
-                claims = [row for row in select(published, "headline", cell) if row.metric == metric[task]]
-                comparison = reference(cell, published, metric[task]) or next((compare(cell, x) for x in claims), None)
-            row.append(matrix_cell(cell, comparison, metric[task], totals[task]) if cell else "")
-            verdicts += [comparison.difference.verdict] if comparison and comparison.difference else []
-        rows.append([*row, measured.get(name, "")])
-    header = [f"{task}<br>{count(totals[task])}{', success' * (metric[task] == 'success')}" for task in tasks]
-    runs, stale = sum(len(cell.runs) for cell in found), sum(int(cell.runs["stale"].sum()) for cell in found)
-    separable = sum(verdict != "not separable" for verdict in verdicts)
-    legend = (
-        "Mean over seeds of the last evaluation / published reference, at the steps on top unless others are named. "
-        f"**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than {FEW_SEEDS} seeds. "
-        "In parentheses: not judged, being of another version of the task, other settings, more or unstated steps. "
-        f"{separable} of {len(verdicts)} comparisons are separable; one in twenty would be by chance. {meaning}"
-    ) + f" {stale} of {runs} runs are of earlier code." * bool(stale)
-    return table(["algorithm", *header, "steps/s"], rows) + f"\n<sub>{legend}</sub>\n"
+def measured_speeds(path: Path) -> dict[str, str]:
+    """Algorithm -> steps/s of ours, of the table that speed.py wrote; {} if there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [[text.strip() for text in line.split("|")[1:-1]] for line in lines]
+    head = next((k for k, row in enumerate(rows) if "ours" in row), len(rows))
+    measured = [dict(zip(rows[head], row, strict=True)) for row in rows[head + 2 :] if len(row) == len(rows[head])]
+    return {row["algorithm"]: row["ours"].split()[0] for row in measured}
 
 
 def matrix_cell(cell: Cell, comparison: Comparison | None, metric: str, total: int) -> str:
     """ours / published of one algorithm on one task."""
-    if not cell.seeds or not cell.has(metric):
-        return "failed" if cell.runs["state"].str.startswith("failed").any() else "–" if cell.seeds else "unfinished"
+    if not cell.has(metric):
+        return "–" if cell.seeds else "failed" if cell.runs["state"].str.startswith("failed").any() else "unfinished"
     ours, theirs, step, verdict = cell.final(metric), "–", cell.total, ""
-    if comparison:
-        theirs = number(comparison.row.mean)
-        theirs, verdict = (theirs, comparison.difference.verdict) if comparison.difference else (f"({theirs})", "")
-        if comparison.ours is not None and comparison.row.step < (1 - SAME_STEP) * cell.total:
-            ours, step = comparison.ours, int(comparison.row.step)
+    if comparison and comparison.difference:
+        theirs, verdict = number(comparison.row.mean), comparison.difference.verdict
+    elif comparison:
+        theirs = f"({number(comparison.row.mean)})"
+    if comparison and comparison.ours is not None and comparison.row.step < (1 - SAME_STEP) * cell.total:
+        ours, step = comparison.ours, comparison.row.step
     text = f"{number(ours.mean())} / {theirs}" + (f" at {count(step)}" if step != total else "")
     text = {"higher": f"**{text}**", "lower": f"▾ {text}"}.get(verdict, text)
     return f"<sub>{text}</sub>" if len(cell.seeds) < FEW_SEEDS else text
 
 
-def result_rows(found: list[Cell], published: list[Published]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A row of texts per cell and metric with all that is known of it; and the notes, with the names rows use."""
+def matrix(found: list[Cell], published: list[Published], measured: dict[str, str]) -> str:
+    """Algorithms by tasks, ours / published, and what the signs mean; steps/s as `measured`, else of whole runs."""
+    best = {(cell.name, cell.env_id): cell for cell in longest(found)}
+    tasks = sorted({task for _, task in best}, key=lambda task: ("Fetch" in task, task))
+    totals = {task: max(cell.total for cell in best.values() if cell.env_id == task) for task in tasks}
+    rated = {cell.env_id for cell in best.values() if cell.has("success")}
+    metric = {task: "success" if task in rated else "return" for task in tasks}
+    speeds = measured or {name: f"{value:.0f}" for name, value in plots.steps_per_second(longest(found)).items()}
+    tested, rows = [], []
+    for name in plots.colours(found):
+        row = [name]
+        for task in tasks:
+            if not (cell := best.get((name, task))):
+                row.append("")
+                continue
+            claims = select(published, "headline", cell, metric[task])
+            comparison = reference(cell, published, metric[task]) or (compare(cell, claims[0]) if claims else None)
+            row.append(matrix_cell(cell, comparison, metric[task], totals[task]))
+            if comparison and comparison.difference and not comparison.difference.untested:
+                tested.append(comparison.difference.verdict)
+        rows.append([*row, speeds.get(name, "")])
+    header = [f"{task}<br>{count(totals[task])}{', success' * (task in rated)}" for task in tasks]
+    runs = pd.concat([cell.runs for cell in found])
+    separable = len(tested) - tested.count("not separable")
+    legend = (
+        "Mean over seeds of the last evaluation / published reference, at the steps on top unless others are named. "
+        f"**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than {FEW_SEEDS} seeds. "
+        "In parentheses: not judged, being of another version of the task, other settings, more or unstated steps. "
+        f"{separable} of {len(tested)} tested differences are separable; one in twenty would be by chance. steps/s: "
+        + ("as in speed.md, on one thread, without evaluations." if measured else "of whole runs, with evaluations.")
+    )
+    if stale := runs["stale"].sum():
+        legend += f" {stale} of {len(runs)} runs are of earlier code."
+    return table(["algorithm", *header, "steps/s"], rows) + f"\n<sub>{legend}</sub>\n"
+
+
+def result_rows(found: list[Cell], published: list[Published]) -> tuple[pd.DataFrame, str]:
+    """A row of texts per cell and metric with all that is known of it, without empty columns; and the notes."""
     rows, notes = [], {}
     for cell in found:
-        row = {"task": cell.env_id, "algorithm": cell.name, "steps": count(cell.total), "seeds": seeds_text(cell)}
-        rows += [row] * (not cell.seeds)
-        for metric in [metric for metric in METRICS if cell.has(metric)]:
+        start = {"task": cell.env_id, "algorithm": cell.name, "steps": count(cell.total), "seeds": seeds_text(cell)}
+        rows += [start] * (not cell.seeds)
+        for metric in filter(cell.has, METRICS):
             values, comparison = cell.final(metric), reference(cell, published, metric)
             iqm = bootstrap(values[:, None], lambda x: np.array([AGGREGATES["IQM"](x)]))
-            claims = [*select(published, "headline", cell), *select(published, "single", cell)]
-            rows.append(row | {
-                "of": METRICS[metric], "mean [95 % t interval]": interval_text(values),
-                "IQM [95 % bootstrap]": "" if iqm is None else
-                    f"{number(AGGREGATES['IQM'](values))} [{', '.join(map(number, iqm.ravel()))}]",
-                "best over training": best_text(cell, metric, published),
-                "claims": "; ".join(published_text(x, cell.total) for x in claims if x.metric == metric),
-                "reference": published_text(comparison.row, cell.total) if comparison else "",
-                VERDICT: comparison.verdict if comparison else "",
-                "notes": ", ".join(notes.setdefault(note, f"n{len(notes) + 1}") for note in comparison.notes)
-                    if comparison else "",
-            })  # fmt: skip
-    return pd.DataFrame(rows).fillna(""), notes
-
-
-def results(rows: pd.DataFrame, notes: dict[str, str]) -> str:
-    """The table of all results, without empty columns, and the notes."""
-    kept = rows.loc[:, (rows != "").any()]
-    return table(kept.columns, kept.to_numpy()) + "".join(f"\n{name}: {note}\n" for note, name in notes.items())
+            claims = [x for kind in ("headline", "single") for x in select(published, kind, cell, metric)]
+            row = start | {"of": METRICS[metric], MEAN: interval_text(values)}
+            row["IQM [95 % bootstrap]"] = "" if iqm is None else number(AGGREGATES["IQM"](values), iqm.ravel())
+            row["best over training"] = best_text(cell, metric, published)
+            row["claims"] = "; ".join(published_text(x, cell.total) for x in claims)
+            if comparison:
+                names = [notes.setdefault(note, f"n{len(notes) + 1}") for note in comparison.notes]
+                row["reference"] = published_text(comparison.row, cell.total)
+                row |= {VERDICT: comparison.verdict, "notes": ", ".join(names)}
+            rows.append(row)
+    texts = pd.DataFrame(rows).fillna("")
+    return texts.loc[:, (texts != "").any()], "".join(f"\n{name}: {note}\n" for note, name in notes.items())
 
 
 def points(found: list[Cell], published: list[Published]) -> str:
     """Ours beside every published figure at its own step: points of curves, and figures for the same version."""
     rows = []
-    for cell in [cell for cell in longest(found) if cell.seeds]:
-        for kind in ("reference", "v5"):
-            for made in [compare(cell, row) for row in select(published, kind, cell)]:
-                if made.ours is not None:
-                    verdict = made.verdict if kind == "reference" else f"few seeds, not judged. {made.row.caveat}"
-                    start = [cell.env_id, cell.name, METRICS[made.row.metric], count(made.row.step)]
-                    theirs = published_text(made.row, made.row.step)
-                    rows.append([*start, interval_text(made.ours), theirs, verdict])
-    return table(
-        ["task", "algorithm", "of", "step", "ours [95 % t interval]", "published", "verdict: difference"], rows
-    )
+    for cell, kind, metric in itertools.product(longest(found), ("reference", "v5"), METRICS):
+        for made in [compare(cell, row) for row in select(published, kind, cell, metric)]:
+            if made.ours is not None:
+                verdict = made.verdict if kind == "reference" else f"few seeds, not judged. {made.row.caveat}".strip()
+                theirs = published_text(made.row, made.row.step)
+                rows.append([cell.env_id, cell.name, METRICS[metric], count(made.row.step), interval_text(made.ours),
+                             theirs, verdict])  # fmt: skip
+    header = ["task", "algorithm", "of", "step", "ours [95 % t interval]", "published", "verdict: difference"]
+    return table(header, rows)
 
 
 def across_tasks(found: list[Cell], published: list[Published]) -> tuple[str, dict[str, np.ndarray]]:
     """Aggregates of normalised scores, and the scores themselves; ("", {}) if there is nothing to aggregate."""
-    limits = anchors({cell.env_id for cell in found}, published)
-    tasks, matrices = normalised(longest(found), {task: (zero.mean, one.mean) for task, (zero, one) in limits.items()})
-    levels = "; ".join(
-        f"{task} {number(zero.mean)} and {number(one.mean)} ({one.algorithm}, {one.env_id}, {one.source})"
-        for task, (zero, one) in ((task, limits[task]) for task in tasks)
-    )
+    limits = {task: anchors(task, published) for task in {cell.env_id for cell in found}}
+    tasks, matrices = normalised(longest(found), {k: (x[0].mean, x[1].mean) for k, x in limits.items() if x})
+    levels = []
+    for task in tasks:
+        zero, one = limits[task]
+        levels.append(
+            f"{task} {number(zero.mean)} and {number(one.mean)} ({one.algorithm}, {one.env_id}, {one.source})"
+        )
     rows = []
     for name, scores in matrices.items():
-        texts = [f"{x:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low < high else "")
-                 for x, low, high in zip(*np.vstack([*aggregates(scores)]), strict=True)]  # fmt: skip
-        rows.append([name, str(len(scores)), *texts])
+        estimates = zip(*np.vstack(aggregates(scores)), strict=True)
+        texts = [f"{x:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low < high else "") for x, low, high in estimates]
+        rows.append([name, len(scores), *texts])
     text = (
         f"Final returns on {', '.join(tasks)}, scaled so that 0 is a policy of random actions and 1 the best published "
-        f"reference of any algorithm at 1M steps: {levels}. Mean with its t interval; IQM and optimality gap (what "
-        f"runs lack to 1; lower is better) with bootstrap intervals from {LEAST_BOOTSTRAP} seeds on.\n\n"
+        f"reference of any algorithm at 1M steps: {'; '.join(levels)}. Mean with its t interval; IQM and optimality "
+        f"gap (what runs lack to 1; lower is better) with bootstrap intervals from {LEAST_BOOTSTRAP} seeds on.\n\n"
     )
     return (text + table(["algorithm", "seeds", *AGGREGATES], rows) if rows else ""), matrices
 
 
-def troubles(found: list[Cell], left_out: int) -> str:
-    """Runs that do not count, with the last line of their error, and how many were left out; "" if nothing."""
+def troubles(found: list[Cell], tuning: int) -> str:
+    """Runs that do not count, with the last line of their error, and how many are for tuning; "" if nothing."""
     rows = [[cell.env_id, cell.name, run.seed, run.state, run.error]
             for cell in found for run in cell.runs.itertuples() if run.state != "done"]  # fmt: skip
-    text = f"\n{left_out} runs on seeds from {FIRST_TUNING_SEED} on, which are for tuning: --tuning-seeds shows them.\n"
-    return table(["task", "algorithm", "seed", "state", "last line of stderr"], rows) + text * bool(left_out)
+    text = f"\n{tuning} runs on seeds from {FIRST_TUNING_SEED} on, which are for tuning: --tuning-seeds shows them.\n"
+    return table(["task", "algorithm", "seed", "state", "last line of stderr"], rows) + text * bool(tuning)
 
 
 def compared(a: str, b: str, found: list[Cell]) -> str:
@@ -231,24 +215,19 @@ def compared(a: str, b: str, found: list[Cell]) -> str:
     for name in (a, b):
         if name not in (names := sorted({cell.name for cell in found})):
             raise InputError(f"--compare {name} is not in the results: choose from {', '.join(names)}")
-    pairs: dict[str, tuple] = {}  # per task the longest, of equal length if there are such
-    for x, y in itertools.product(*([cell for cell in found if cell.name == name and cell.seeds] for name in (a, b))):
-        key = (x.total == y.total, min(x.total, y.total))
-        if x.env_id == y.env_id and key > pairs.get(x.env_id, ((False, 0),))[0]:
-            pairs[x.env_id] = (key, x, y)
+    finished = [[cell for cell in found if cell.name == name and cell.seeds] for name in (a, b)]
+    pairs = [(x, y) for x, y in itertools.product(*finished) if x.env_id == y.env_id]
+    pairs.sort(key=lambda pair: (pair[0].total == pair[1].total, min(pair[0].total, pair[1].total)))
     rows = []
-    for task, (_, x, y) in pairs.items():
+    for task, (x, y) in sorted({x.env_id: (x, y) for x, y in pairs}.items()):  # the longest, if possible equally long
         end = min(x.total, y.total)
-        for metric in [metric for metric in METRICS if x.has(metric) and y.has(metric)]:
-            for step in [*(step for step in (100_000, 300_000, 500_000) if step < 0.9 * end), end]:
-                left, right = x.at(step, metric), y.at(step, metric)
-                if left is None or right is None:
-                    continue
-                sd = float(right.std(ddof=1)) if len(right) > 1 else None
-                difference = welch(left, right.mean(), sd, len(right))
-                rows.append(
-                    [task, METRICS[metric], count(step), interval_text(left), interval_text(right), str(difference)]
-                )
+        steps = [*(step for step in (100_000, 300_000, 500_000) if step < 0.9 * end), end]
+        for metric, step in itertools.product(METRICS, steps):
+            left, right = x.at(step, metric), y.at(step, metric)
+            if left is not None and right is not None:
+                sd = right.std(ddof=1) if len(right) > 1 else None
+                difference = str(welch(left, right.mean(), sd, len(right)))
+                rows.append([task, METRICS[metric], count(step), interval_text(left), interval_text(right), difference])
     if not rows:
         raise InputError(f"--compare {a} {b}: they have no task in common on which both have finished a run")
     return table(["task", "of", "step", a, b, f"{a} - {b} [95 % interval]"], rows)
@@ -257,20 +236,17 @@ def compared(a: str, b: str, found: list[Cell]) -> str:
 def score_table(found: list[Cell]) -> pd.DataFrame:
     """scores.csv: one row per cell and metric; `best` is the highest mean over seeds of all evaluations."""
     rows = []
-    for cell in found:
-        for metric in [metric for metric in METRICS if cell.has(metric)]:
-            values = pd.Series(cell.final(metric))
+    for cell, metric in itertools.product(found, METRICS):
+        if cell.has(metric):
+            values, means = pd.Series(cell.final(metric)), cell.curve(metric).mean(axis=1)
             low, high = t_interval(values.mean(), values.std(), len(values)) or (None, None)
+            last_ten = cell.evaluations.groupby("seed").tail(10).groupby("seed")[metric].mean().mean()
             rows.append({"source": cell.source, "algorithm": cell.name, "env_id": cell.env_id, "steps": cell.total,
                          "metric": metric, "seeds": len(values), "mean": values.mean(), "low": low, "high": high,
-                         "median": values.median(), "last_ten": cell.last_ten(metric), "best": cell.best(metric)[0],
-                         "best_step": cell.best(metric)[1]})  # fmt: skip
+                         "median": values.median(), "last_ten": last_ten, "best": means.max(),
+                         "best_step": means.idxmax()})  # fmt: skip
     return pd.DataFrame(rows)
 
-
-# ======================================================================================================================
-# 3 Files
-# ======================================================================================================================
 
 TITLES = {"matrix": "Ours / published", "compare": "Compared", "results": "Results",
           "points": "At the steps of published figures", "across-tasks": "Across tasks",
@@ -300,9 +276,9 @@ class Options:
 
 def merge(options: Options) -> None:
     """--export."""
-    earlier = [options.export / "results.csv"] if (options.export / "results.csv").exists() else []
+    earlier = [options.export] if (options.export / "results.csv").exists() else []
     evaluations, runs = read([*earlier, *options.results])
-    kept = runs[(runs["state"] == "done") | runs["state"].str.startswith("failed")]
+    kept = runs[runs["state"].str.match("done|failed")]
     export(evaluations[evaluations["run"].isin(kept["run"])], kept, options.export)
     left = f"{len(runs) - len(kept)} unfinished ones left out"
     print(f"{options.export} now holds {len(kept)} runs, {kept['stale'].sum()} of them of earlier code; {left}")
@@ -322,22 +298,6 @@ def put_into(path: Path, made: dict[str, str]) -> str:
     return pattern.sub(lambda match: f"{match[1]}\n{made.get(match[2]) or 'Nothing.'}\n{match[3]}", text)
 
 
-def draw(found: list[Cell], published: list[Published], matrices: dict[str, np.ndarray], output: Path) -> list[Path]:
-    """Draw the pictures that the results allow; returns their paths."""
-    colour, drawn = plots.colours(found), []
-    if any(cell.seeds for cell in found):
-        plots.draw_curves(output / "curves.png", longest(found), published)
-        drawn.append(output / "curves.png")
-    if plots.steps_per_second(longest(found)):
-        plots.draw_speed(output / "speed.png", longest(found))
-        drawn.append(output / "speed.png")
-    if matrices:
-        plots.draw_aggregates(output / "aggregates.png", matrices, colour)
-        plots.draw_profiles(output / "profiles.png", matrices, colour)
-        drawn += [output / "aggregates.png", output / "profiles.png"]
-    return drawn
-
-
 def report(options: Options) -> None:
     """Write what is asked for and print the summary. Raises InputError."""
     evaluations, runs = read(options.results)
@@ -348,14 +308,23 @@ def report(options: Options) -> None:
     for path in options.into:
         put_into(path, {})  # before anything is written
     made = {"compare": compared(*options.compare, found)} if options.compare else {}
-    output = options.output or next((path for path in options.results if path.is_dir()), Path())
+    folder = next((path for path in options.results if path.is_dir()), Path())
+    output = options.output or folder
     output.mkdir(parents=True, exist_ok=True)
     (rows, notes), (across, matrices) = result_rows(found, published), across_tasks(found, published)
-    made |= {
-        "matrix": matrix(found, published), "results": results(rows, notes), "points": points(found, published),
-        "across-tasks": across, "troubles": troubles(found, len(runs) - sum(len(cell.runs) for cell in found)),
-    }  # fmt: skip
-    pictures = draw(found, published, matrices, output)
+    colour = plots.colours(found)
+    left_out = 0 if options.tuning_seeds else len(runs) - sum(len(cell.runs) for cell in found)
+    made["matrix"] = matrix(found, published, measured_speeds(folder / "speed.md"))
+    made |= {"results": table(rows, rows.to_numpy()) + notes, "points": points(found, published)}
+    made |= {"across-tasks": across, "troubles": troubles(found, left_out)}
+    pictures = []
+    if any(cell.seeds for cell in found):
+        pictures.append(plots.draw_curves(output / "curves.png", longest(found), published))
+    if speeds := plots.steps_per_second(longest(found)):
+        pictures.append(plots.draw_speed(output / "speed.png", speeds, colour))
+    if matrices:
+        pictures.append(plots.draw_aggregates(output / "aggregates.png", matrices, colour))
+        pictures.append(plots.draw_profiles(output / "profiles.png", matrices, colour))
     write_atomically(output / "scores.csv", score_table(found).to_csv(index=False, float_format="%.6g"))
     for path in options.into:
         write_atomically(path, put_into(path, made))
@@ -363,9 +332,9 @@ def report(options: Options) -> None:
         parts = [f"## {TITLES[name]}\n\n{made[name]}" for name in TITLES if made.get(name)]
         parts += [f"![{path.stem}]({path.name})\n" for path in pictures]
         write_atomically(output / "report.md", "# Report\n\n" + "\n".join(parts))
-    columns = ["task", "algorithm", "of", "steps", "seeds", "mean [95 % t interval]", "reference", VERDICT]
-    shown = Table(*[name for name in columns if name in rows], show_lines=True, padding=(0, 0))
-    for row in rows[[name for name in columns if name in rows]].to_numpy():
+    summary = rows[rows.columns.intersection(["task", "algorithm", "of", "steps", "seeds", MEAN, "reference", VERDICT])]
+    shown = Table(*summary, show_lines=True, padding=(0, 0))
+    for row in summary.to_numpy():
         shown.add_row(*(text.replace("[", "\\[") for text in row))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(shown)

@@ -13,14 +13,14 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from records import CELL, FIRST_TUNING_SEED, OURS
 from rliable import library, metrics
+from scipy.special import stdtrit  # quantiles of Student's t
 
 SAME_STEP = 0.025  # relative: on-policy evaluations fall on the ends of rollouts, near the round numbers
 LONGEST_GAP = 0.1025  # of a run: between evaluations further apart nothing is interpolated
@@ -29,18 +29,14 @@ RESAMPLES = 2_000
 Interval = tuple[float, float]
 
 
-@functools.cache
-def t_quantile(freedom: float) -> float:
-    """97.5 % quantile of Student's t with so many degrees of freedom."""
-    return float(scipy.stats.t.ppf(0.975, freedom))
+def half_width(sd: float | np.ndarray, n: int) -> float | np.ndarray:
+    """Half the width of the 95 % t interval of the mean of n >= 2 scores, from their standard deviation."""
+    return stdtrit(n - 1, 0.975) * sd / np.sqrt(n)
 
 
 def t_interval(mean: float, sd: float | None, n: int) -> Interval | None:
     """95 % interval of the mean of n scores from their standard deviation; None without deviation or spread."""
-    if not sd or n < 2:
-        return None
-    half = t_quantile(n - 1) * sd / np.sqrt(n)
-    return mean - half, mean + half
+    return (mean - half_width(sd, n), mean + half_width(sd, n)) if sd and n > 1 else None
 
 
 def bootstrap(scores: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
@@ -62,24 +58,21 @@ class Difference:
     value: float
     interval: Interval | None
     seeds: tuple[int, int | None]
-    tested: bool
-    """Whether both sides have a spread over seeds, so that the interval is Welch's; else it is that of ours alone."""
+    untested: str
+    """Why there is no verdict; the interval, if there is one, is that of ours alone. "" where it is Welch's."""
 
     @property
     def verdict(self) -> str:
         """higher, lower or not separable, as the interval lies above, below or around 0."""
-        if not self.tested or self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+        if self.untested or self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "not separable"
         return "higher" if self.value > 0 else "lower"
 
     def __str__(self) -> str:
         """For example "higher (n = 3 | 10): +897 [500, 1294]"."""
-        ours, theirs = self.seeds
-        text = f"{self.verdict} (n = {ours} | {theirs or '?'}): {'+' * (self.value >= 0)}{number(self.value)}"
-        if self.interval:
-            text += f" [{', '.join(map(number, self.interval))}]"
-            return text if self.tested else text + ", not tested: no spread over seeds there"
-        return text + (", not tested: 1 seed" if ours == 1 else ", no spread")
+        remark = f", not tested: {self.untested}" if self.untested else "" if self.interval else ", no spread"
+        sign, (ours, theirs) = "+" * (self.value >= 0), self.seeds
+        return f"{self.verdict} (n = {ours} | {theirs or '?'}): {sign}{number(self.value, self.interval)}{remark}"
 
 
 def welch(ours: np.ndarray, mean: float, sd: float | None, n: int | None) -> Difference:
@@ -90,24 +83,22 @@ def welch(ours: np.ndarray, mean: float, sd: float | None, n: int | None) -> Dif
     """
     value, seeds = float(np.mean(ours) - mean), (len(ours), n)
     if len(ours) < 2:
-        return Difference(value, None, seeds, False)
-    errors = [np.var(ours, ddof=1) / len(ours), sd**2 / n if sd is not None else 0.0]  # squared standard errors
-    freedom = [len(ours) - 1, n - 1 if sd is not None else 1]
-    if sum(errors) == 0:
-        return Difference(value, None, seeds, sd is not None)
-    df = sum(errors) ** 2 / sum(error**2 / f for error, f in zip(errors, freedom, strict=True))
-    half = t_quantile(df) * np.sqrt(sum(errors))
-    return Difference(value, (value - half, value + half), seeds, sd is not None)
+        return Difference(value, None, seeds, "1 seed")
+    if sd is None:
+        interval = t_interval(value, np.std(ours, ddof=1), len(ours))
+        return Difference(value, interval, seeds, "no spread over seeds there")
+    errors = np.array([np.var(ours, ddof=1) / len(ours), sd**2 / n])  # squared standard errors
+    if not errors.any():
+        return Difference(value, None, seeds, "")
+    freedom = errors.sum() ** 2 / (errors**2 / [len(ours) - 1, n - 1]).sum()
+    half = stdtrit(freedom, 0.975) * np.sqrt(errors.sum())
+    return Difference(value, (value - half, value + half), seeds, "")
 
 
-def number(value: float) -> str:
-    """A score for people: 10574, 512, 96.2, -3.87."""
-    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
-
-
-# ======================================================================================================================
-# 1 One algorithm on one task
-# ======================================================================================================================
+def number(value: float, interval: Sequence[float] | None = None) -> str:
+    """A score for people, and its interval if there is one: "10574", "96.2 [93.0, 99.4]", "-3.87 [-4.11, -3.63]"."""
+    text = f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+    return f"{text} [{', '.join(map(number, interval))}]" if interval is not None and len(interval) else text
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,19 +110,12 @@ class Cell:
     env_id: str
     total: int
     settings: dict
+    name: str
+    """Name in tables and legends."""
     runs: pd.DataFrame
     """Rows of runs.csv, by seed."""
     evaluations: pd.DataFrame
     """Rows of results.csv of the runs that are done, by seed and step."""
-    shows_settings: bool = False
-    """Whether the name needs the settings to tell it from another cell's."""
-
-    @property
-    def name(self) -> str:
-        """Name in tables and legends: the algorithm, then the source if it is neither ours nor said ("sb3-ppo")."""
-        settings = ", ".join(f"{k} {v}" for k, v in self.settings.items()) * self.shows_settings
-        said = self.source == OURS or self.algorithm.startswith("sb3-")
-        return " ".join(filter(None, [self.algorithm, "" if said else f"({self.source})", settings]))
 
     @functools.cached_property
     def seeds(self) -> list[int]:
@@ -139,10 +123,9 @@ class Cell:
         return list(self.evaluations["seed"].unique())
 
     def has(self, metric: str) -> bool:
-        """Whether every run that counts reports it."""
-        return len(self.evaluations) > 0 and self.evaluations[metric].notna().all()
+        """Whether there are runs that count, and all report it."""
+        return bool(self.seeds) and self.evaluations[metric].notna().all()
 
-    @functools.cache  # noqa: B019
     def curve(self, metric: str) -> pd.DataFrame:
         """One column per seed, at the steps of the first; the others' are interpolated where they lie elsewhere."""
         table = self.evaluations.pivot_table(index="step", columns="seed", values=metric, dropna=False)
@@ -163,7 +146,7 @@ class Cell:
         values = []
         for _, rows in self.evaluations.groupby("seed"):
             steps, scores = rows["step"].to_numpy(), rows[metric].to_numpy()
-            nearest, after = np.abs(steps - step).argmin(), int(np.searchsorted(steps, step))
+            nearest, after = np.abs(steps - step).argmin(), np.searchsorted(steps, step)
             if abs(steps[nearest] - step) <= SAME_STEP * step:
                 values.append(scores[nearest])
             elif 0 < after < len(steps) and steps[after] - steps[after - 1] <= LONGEST_GAP * self.total:
@@ -172,39 +155,34 @@ class Cell:
                 return None
         return np.array(values)
 
-    def best(self, metric: str) -> tuple[float, int]:
-        """Highest mean over seeds of all evaluations, and its step. A maximum is higher than what can be expected."""
-        means = self.curve(metric).mean(axis=1)
-        return float(means.max()), int(means.idxmax())
-
-    def last_ten(self, metric: str) -> float:
-        """Mean of the last ten evaluations, over seeds."""
-        return float(self.evaluations.groupby("seed")[metric].apply(lambda values: values.tail(10).mean()).mean())
-
 
 def cells(evaluations: pd.DataFrame, runs: pd.DataFrame, tuning: bool = False) -> list[Cell]:
-    """One cell per algorithm, task, length and settings, by task. Of ours, only seeds that report, or only `tuning`."""
+    """One cell per algorithm, task, length and settings, by task. Of ours, only seeds that report, or only `tuning`.
+
+    A cell's name is its algorithm, then the source if it is neither ours nor said ("sb3-ppo"), and then the settings
+    where they alone tell it from another cell.
+    """
     apart = (runs["source"] == OURS) & (runs["seed"] >= FIRST_TUNING_SEED)
+    runs = runs[apart if tuning else ~apart]
+    said = (runs["source"] == OURS) | runs["algorithm"].str.startswith("sb3-")
+    names = runs["algorithm"].where(said, runs["algorithm"] + " (" + runs["source"] + ")")
+    alike = runs["settings"].groupby([names, runs["env_id"], runs["total_timesteps"]]).transform("nunique") == 1
+    settings = runs["settings"].map(lambda text: ", ".join(f"{k} {v}" for k, v in json.loads(text).items()))
     made = []
-    for key, members in runs[apart if tuning else ~apart].groupby(CELL, sort=True):
+    for key, members in runs.assign(name=names.where(alike, (names + " " + settings).str.strip())).groupby(
+        [*CELL, "name"]
+    ):
         done = members.loc[members["state"] == "done", "run"]
         rows = evaluations[evaluations["run"].isin(done)].sort_values(["seed", "step"])
-        made.append(Cell(*key[:-1], json.loads(key[-1]), members, rows))
-    names = [(cell.name, cell.env_id, cell.total) for cell in made]
-    made = [Cell(**vars(cell) | {"shows_settings": True}) if names.count(name) > 1 and cell.settings else cell
-            for cell, name in zip(made, names, strict=True)]  # fmt: skip
+        made.append(Cell(*key[:4], json.loads(key[4]), key[5], members, rows))
     return sorted(made, key=lambda cell: (cell.env_id, cell.total, cell.name))
 
 
 def longest(found: list[Cell]) -> list[Cell]:
-    """Of each name and task the cell with the most steps, for pictures and the matrix."""
-    groups = itertools.groupby(sorted(found, key=lambda c: (c.env_id, c.name, c.total)), lambda c: (c.env_id, c.name))
-    return [list(members)[-1] for _, members in groups]
+    """Of each name and task the cell with the most steps, of those with a finished run if there are such."""
+    best = {(cell.env_id, cell.name): cell for cell in sorted(found, key=lambda cell: (bool(cell.seeds), cell.total))}
+    return [best[key] for key in sorted(best)]
 
-
-# ======================================================================================================================
-# 2 Across tasks
-# ======================================================================================================================
 
 AGGREGATES = {
     "IQM": metrics.aggregate_iqm,
@@ -226,17 +204,14 @@ def normalised(found: list[Cell], levels: dict[str, Interval]) -> tuple[list[str
         if cell.env_id in levels and len(cell.seeds) > 1:
             low, high = levels[cell.env_id]
             finished.setdefault(cell.name, {})[cell.env_id] = (cell.final("return") - low) / (high - low)
-    names, tasks = [], []
-    for wanted in {frozenset(scores) for scores in finished.values()}:  # those on whose tasks a group can be built
-        for other in {frozenset(scores) for scores in finished.values()}:
-            shared = wanted & other
-            group = [name for name in finished if shared <= finished[name].keys()]
-            if len(shared) > 1 and len(group) * len(shared) > len(names) * len(tasks):
-                names, tasks = group, sorted(shared)
+    sets = [scores.keys() for scores in finished.values()]
+    shared = [sorted(a & b) for a, b in itertools.product(sets, repeat=2) if len(a & b) > 1]
+    tasks = max(shared, key=lambda tasks: (len(tasks) * sum(s >= {*tasks} for s in sets), tasks), default=[])
     matrices = {}
-    for name in names:
-        seeds = min(len(finished[name][task]) for task in tasks)
-        matrices[name] = np.stack([finished[name][task][:seeds] for task in tasks], 1)
+    for name, scores in finished.items():
+        if tasks and scores.keys() >= {*tasks}:
+            seeds = min(len(scores[task]) for task in tasks)
+            matrices[name] = np.stack([scores[task][:seeds] for task in tasks], 1)
     return tasks, matrices
 
 
@@ -254,7 +229,7 @@ def aggregates(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bounds = np.full((2, 3), np.nan) if bounds is None else bounds
     seeds, tasks = scores.shape
     errors = scores.var(0, ddof=1) / seeds / tasks**2
-    if errors.sum() > 0:
-        df = errors.sum() ** 2 * (seeds - 1) / (errors**2).sum()
-        bounds[:, 1] = points[1] + np.array([-1, 1]) * t_quantile(df) * np.sqrt(errors.sum())
+    if errors.any():
+        freedom = errors.sum() ** 2 * (seeds - 1) / (errors**2).sum()
+        bounds[:, 1] = points[1] + np.array([-1, 1]) * stdtrit(freedom, 0.975) * np.sqrt(errors.sum())
     return points, bounds

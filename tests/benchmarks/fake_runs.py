@@ -45,3 +45,9 @@ def finals(root, *values, total=1000, **settings):
     for seed, final in enumerate(values, 1):
         make_run(root, seed=seed, total=total, evaluations={0: [0.0], total: [final - 5, final + 5]}, **settings)
     return cells_of(root)[-1]
+
+
+def make_csv(path, *rows):
+    """A csv of another program, with rows of algorithm, env_id, seed, step, return."""
+    path.write_text("\n".join(["algorithm,env_id,seed,step,return", *(",".join(map(str, row)) for row in rows)]))
+    return path

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import plots
 import pytest
-from fake_runs import cells_of, make_run, published_row
+from fake_runs import cells_of, make_csv, make_run, published_row
 from matplotlib.colors import to_hex
 
 
@@ -46,11 +46,9 @@ def test_curves_show_means_intervals_and_published_points(drawn, tmp_path):
 
 def test_five_unknown_labels_have_colours_of_their_own(drawn, tmp_path):
     names = ["dqn", "cem", "ars", "my-agent", "zoo"]
-    path = tmp_path / "mine.csv"
-    rows = [
-        f"{name},My-v0,{seed},{step},{step + k}" for k, name in enumerate(names) for seed in (1, 2) for step in (0, 9)
-    ]
-    path.write_text("\n".join(["algorithm,env_id,seed,step,return", *rows]))
+    points = ((1, 0), (1, 3), (1, 9), (2, 5), (2, 9))  # evaluations of seed 2 begin later
+    rows = [(name, "My-v0", seed, step, step + seed) for name in names for seed, step in points]
+    path = make_csv(tmp_path / "mine.csv", *rows)
     make_run(tmp_path / "ours", env_id="My-v0", total=9)
     found = cells_of(path, tmp_path / "ours")
     colour = plots.colours(found)
@@ -58,8 +56,7 @@ def test_five_unknown_labels_have_colours_of_their_own(drawn, tmp_path):
     plots.draw_curves(tmp_path / "curves.png", found, [])
     lines = panel(drawn[0], "My-v0").lines
     assert {to_hex(line.get_color()) for line in lines} == set(colour.values())
-    many = {f"a{k}" for k in range(40)}
-    path.write_text("\n".join(["algorithm,env_id,seed,step,return", *(f"{name},My-v0,1,9,9" for name in many)]))
+    path = make_csv(tmp_path / "many.csv", *((f"a{k}", "My-v0", 1, 9, 9) for k in range(40)))
     assert len(set(plots.colours(cells_of(path)).values())) == 40
 
 
@@ -68,7 +65,7 @@ def test_speed_is_the_median_over_finished_runs(drawn, tmp_path):
         make_run(tmp_path, seed=seed, seconds=seconds)
     make_run(tmp_path, seed=4, seconds=1.0, state="failed", evaluations={0: [0.0]})
     assert plots.steps_per_second(cells_of(tmp_path)) == {"td3": 50.0}
-    plots.draw_speed(tmp_path / "speed.png", cells_of(tmp_path))
+    plots.draw_speed(tmp_path / "speed.png", {"td3": 50.0}, plots.COLOURS)
     assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [50.0]
 
 

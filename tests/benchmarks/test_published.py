@@ -15,11 +15,10 @@ RETURNS = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac")
 def test_deviations_are_those_of_a_sample():
     """Sources divide by n: 3 over 10 seeds is 3 sqrt(10 / 9). A 95 % bootstrap interval is 3.92 such over sqrt(10)."""
     assert published_row(5.0, sd=3).sd == pytest.approx(3.16228, rel=1e-5)
-    assert published_row(5.0, sd=3).interval == pytest.approx((5 - 2.26216, 5 + 2.26216), rel=1e-5)  # t with 9 degrees
     row = published_row(5.0, sd="3|7", spread_kind="95% bootstrap CI (lo|hi)")
     assert row.sd == pytest.approx(4 / 3.92 * 10 / 3)
     assert published_row(5.0, sd=3, spread_kind="std over eval episodes").sd is None  # of one agent: nothing to test
-    assert published_row(5.0, sd=3, seeds=1).sd is None and published_row(5.0).interval is None
+    assert published_row(5.0, sd=3, seeds=1).sd is None and published_row(5.0).sd is None
 
 
 def test_ours_are_compared_at_the_published_step(tmp_path):
@@ -65,22 +64,24 @@ def test_what_is_unlike_is_not_judged(tmp_path):
     assert published.compare(other, published_row(5.0, "Swimmer-v3", sd=1, settings={"gamma": 0.99})).difference
 
 
-def test_variants_and_peers_have_the_figures_made_like_them(tmp_path):
-    def rows(kind="reference", **settings):
-        return published.select(FIGURES, kind, finals(tmp_path / str(len(list(tmp_path.iterdir()))), 1.0, **settings))
-
-    env_id = {"env_id": "Hopper-v5"}
-    assert rows(algorithm="ppo", **env_id) and not rows(
-        algorithm="ppo", label="ppo-clip0.1", args={"clip_coef": 0.1}, **env_id
-    )
-    assert rows(algorithm="reinforce", label="reinforce-mean", args={"baseline": "mean"}, **env_id)
-    assert {row.source for row in rows(algorithm="sb3-ppo", **env_id)} == {"sb3-zoo"}
-    without = rows(
-        "headline", algorithm="her_ddpg", label="her_ddpg-no-her", args={"her": False}, env_id="FetchPush-v4"
-    )
-    assert [row.mean for row in without] == [0.05833]
-    assert [row.mean for row in rows("headline", algorithm="her_ddpg", env_id="FetchPush-v4")] == [0.9917]
-    assert not rows(algorithm="unknown", **env_id)
+@pytest.mark.parametrize(
+    ("label", "args", "task", "kind", "sources"),
+    [
+        ("ppo", {}, "Hopper-v5 return", "reference", {"lqnew", "tianshou-curves", "mrq-paper"}),
+        ("ppo-clip0.1", {"clip_coef": 0.1}, "Hopper-v5 return", "reference", set()),
+        ("reinforce-mean", {"baseline": "mean"}, "Hopper-v5 return", "reference", {"tianshou-curves"}),
+        ("sb3-ppo", {}, "Hopper-v5 return", "reference", {"sb3-zoo"}),
+        ("her_ddpg", {}, "FetchPush-v4 success", "headline", {0.9917}),
+        ("her_ddpg-no-her", {"her": False}, "FetchPush-v4 success", "headline", {0.05833}),
+        ("unknown", {}, "Hopper-v5 return", "reference", set()),
+    ],
+)
+def test_variants_and_peers_have_the_figures_made_like_them(tmp_path, label, args, task, kind, sources):
+    env_id, metric = task.split()
+    algorithm = label if label.startswith("sb3") else label.partition("-")[0]
+    cell = finals(tmp_path, 1.0, algorithm=algorithm, label=label, args=args, env_id=env_id)
+    rows = published.select(FIGURES, kind, cell, metric)
+    assert {row.mean if metric == "success" else row.source for row in rows} == sources
 
 
 def test_published_rows_are_complete_and_unique():

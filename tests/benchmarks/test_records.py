@@ -5,10 +5,11 @@ import json
 import pandas as pd
 import pytest
 import records
-from fake_runs import cells_of, finals, make_run
+from fake_runs import cells_of, finals, make_csv, make_run
 
 COLUMNS = ["source", "algorithm", "env_id", "seed", "run", "step", "return"]
-CSV = "algorithm,env_id,seed,step,return\ndqn,My-v0,{},0,1\ndqn,My-v0,7,500,2\ndqn,My-v0,7,1000,3\n"
+TD3 = records.ROOT / "algorithms" / "td3.py"
+SEED = "    seed: Annotated[int, Range(0)] = 1\n"
 
 
 def test_an_evaluation_is_the_mean_of_its_episodes_and_a_row_cut_short_is_left_out(tmp_path):
@@ -23,26 +24,23 @@ def test_an_evaluation_is_the_mean_of_its_episodes_and_a_row_cut_short_is_left_o
 
 
 def test_failed_and_unfinished_runs_show_and_do_not_count(tmp_path):
+    cut = {0: [1.0], 400: [2.0]}
     make_run(tmp_path, seed=1)
-    make_run(tmp_path, seed=2, state="failed", exit_code=1, stderr_tail="Traceback\nValueError: no | way\n\n",
-             evaluations={0: [1.0], 400: [2.0]})  # fmt: skip
-    make_run(tmp_path, seed=3, state="running", evaluations={0: [1.0], 400: [2.0]})
-    make_run(
-        tmp_path, seed=4, state="done", evaluations={0: [1.0], 990: [2.0]}
-    )  # only the last step in eval.csv decides
+    make_run(tmp_path, seed=2, state="failed", exit_code=1, stderr_tail="X\nValueError: no | way\n\n", evaluations=cut)
+    make_run(tmp_path, seed=3, state="running", evaluations=cut)
+    make_run(tmp_path, seed=4, state="done", evaluations={0: [1.0], 990: [2.0]})  # eval.csv decides
     folder = make_run(tmp_path, seed=5, state="failed", exit_code=2, total=1000)
     for name in ("config.json", "eval.csv"):
         (folder / name).unlink()  # it failed before it began
     make_run(tmp_path, seed=6, state="failed", exit_code=9)  # killed when all was written
     (cell,) = cells_of(tmp_path)
-    assert cell.runs["state"].tolist() == [
-        "done", "failed: exit 1", "running at step 400", "unfinished at step 990", "failed: exit 2", "done"
-    ]  # fmt: skip
+    states = "done, failed: exit 1, running at step 400, unfinished at step 990, failed: exit 2, done"
+    assert ", ".join(cell.runs["state"]) == states
     assert cell.seeds == [1, 6] and cell.runs["error"].tolist()[1] == "ValueError: no | way"
 
 
 def test_settings_are_what_differs_from_the_defaults_but_for_machinery(tmp_path):
-    default = records.today(records.ROOT / "algorithms" / "td3.py")[2]
+    default = records.script_of("td3").defaults
     args = {"gamma": 0.5, "policy_delay": default["policy_delay"], "eval_every": 7, "device": "cuda"}
     make_run(tmp_path / "ours", args=args, flags={"gamma": "0.5", "eval-every": "7"})
     flags = {"no-her": "", "clip-coef": "0.1", "mode": "x", "eval-every": "5"}
@@ -52,44 +50,43 @@ def test_settings_are_what_differs_from_the_defaults_but_for_machinery(tmp_path)
 
 
 def test_a_csv_of_another_program(tmp_path):
-    path = tmp_path / "mine.csv"
-    path.write_text(CSV.format(8))
+    last = [("dqn", "My-v0", 7, 500, 2), ("dqn", "My-v0", 7, 1000, 3)]
+    path = make_csv(tmp_path / "mine.csv", ("dqn", "My-v0", 8, 0, 1), *last)
     evaluations, runs = records.read([path])
     assert set(evaluations["source"]) == {"mine"} and evaluations["success"].isna().all()
     assert runs["state"].tolist() == ["done", "ended at step 0"] and runs["seed"].tolist() == [7, 8]
     assert runs["total_timesteps"].tolist() == [1000, 1000] and not runs["stale"].any()
-    for text, message in (
-        (CSV.format("x"), r"mine\.csv, line 2: seed is 'x', not a number"),
-        (CSV.format(1).replace("return", "score"), "no column return"), ("", r"cannot read .*mine"),
+    wrong = make_csv(tmp_path / "wrong.csv", *last, ("dqn", "My-v0", "x", 0, 1))
+    (tmp_path / "short.csv").write_text(path.read_text().replace("return", "score"))
+    for name in ("empty.csv", "empty/note"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for path, message in (
+        (wrong, r"wrong\.csv, line 4: seed is 'x', not a number"), (tmp_path / "short.csv", "no column return"),
+        (tmp_path / "empty.csv", r"cannot read .*empty"), (tmp_path / "empty", "neither run folders nor results.csv"),
     ):  # fmt: skip
-        path.write_text(text)
         with pytest.raises(records.InputError, match=message):
             records.read([path])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(records.InputError, match=r"neither run folders nor results\.csv"):
-        records.read([tmp_path / "empty"])
 
 
-def test_only_code_counts_for_the_hash(tmp_path):
-    script = tmp_path / "td3.py"
-    text = (records.ROOT / "algorithms" / "td3.py").read_text()
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("\nimport", "\n\n# a comment\nimport", True), ('"""', '"""Another docstring. ', True),
+        (SEED, SEED + '    "help"\n', True), (SEED, SEED.replace("1", "2"), False),
+        ("class Run", "class Machinery", False),  # section 5 counts as well
+    ],
+)  # fmt: skip
+def test_only_code_counts_for_the_hash(tmp_path, old, new, same):
+    assert old in TD3.read_text()
+    (tmp_path / "td3.py").write_text(TD3.read_text().replace(old, new, 1))
+    assert (records.code_sha256(tmp_path / "td3.py") == records.code_sha256(TD3)) == same
 
-    def hashed(old: str, new: str) -> str:
-        assert old in text
-        script.write_text(text.replace(old, new, 1))
-        return records.code_sha256(script)
 
-    before = hashed("import", "import")
-    assert hashed("\nimport", "\n\n# a comment\nimport") == before
-    assert hashed('"""', '"""Another docstring. ') == before
-    assert (
-        hashed("    seed: Annotated[int, Range(0)] = 1\n", '    seed: Annotated[int, Range(0)] = 1\n    "help"\n')
-        == before
-    )
-    assert hashed("    seed: Annotated[int, Range(0)] = 1\n", "    seed: Annotated[int, Range(0)] = 2\n") != before
-    assert hashed("class Run", "class Machinery") != before  # section 5 counts as well
-    script.write_text("def f(x: int = 1) -> int:\n    return -x or None\n")  # the same for every version of Python
-    assert records.code_sha256(script) == "e1d0abb36ad1d4d9602857ed1f6e9c5ffaebe98d5fe8c29bda4f833305d2adc6"
+def test_the_hash_is_the_same_for_every_version_of_python(tmp_path):
+    (tmp_path / "f.py").write_text("def f(x: int = 1) -> int:\n    return -x or None\n")
+    wanted = "e1d0abb36ad1d4d9602857ed1f6e9c5ffaebe98d5fe8c29bda4f833305d2adc6"
+    assert records.code_sha256(tmp_path / "f.py") == wanted
 
 
 def test_results_of_other_code_are_stale_unless_shown_to_be_the_same(tmp_path):
@@ -97,26 +94,20 @@ def test_results_of_other_code_are_stale_unless_shown_to_be_the_same(tmp_path):
     make_run(tmp_path, seed=2, code_sha256="of other code")
     make_run(tmp_path, "unknown", seed=3, code_sha256="of a script that is not in algorithms/")
     folder = make_run(tmp_path, seed=4, code_sha256=None)  # by hand: the hash of the whole file is known
-    runs = records.read([tmp_path])[1]
-    assert dict(zip(runs["seed"], runs["stale"], strict=True)) == {1: False, 2: True, 3: False, 4: True}
-    config = json.loads((folder / "config.json").read_text())
-    whole = records.today(records.ROOT / "algorithms" / "td3.py")[1]
-    (folder / "config.json").write_text(json.dumps(config | {"script_sha256": whole}))
     runs = records.read([tmp_path])[1].set_index("seed")
-    assert not runs["stale"][4]
-    code = records.code_sha256(records.ROOT / "algorithms" / "td3.py")
-    run = runs.loc[2].copy()
-    run["same_as"] = f"0123abc:other 4567def:{code}"
-    assert not records.is_stale(run)
+    assert runs["stale"].to_dict() == {1: False, 2: True, 3: False, 4: True}
+    config = json.loads((folder / "config.json").read_text()) | {"script_sha256": records.script_of("td3").file}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert not records.read([folder])[1]["stale"].any()
+    runs.loc[2, "same_as"] = f"0123abc:other 4567def:{records.code_sha256(TD3)}"
+    assert not records.is_stale(runs.loc[2])
 
 
 def test_export_merges_and_later_results_replace_earlier_ones(tmp_path):
     finals(tmp_path / "first", 100.0, 110.0)
     make_run(tmp_path / "first", seed=9, state="failed", exit_code=1, evaluations={0: [1.0]})
     make_run(tmp_path / "second", seed=2, evaluations={0: [0.0], 1000: [500.0]})
-    make_run(
-        tmp_path / "second", seed=1, state="stopped", evaluations={0: [7.0]}
-    )  # which must not replace a finished one
+    make_run(tmp_path / "second", seed=1, state="stopped", evaluations={0: [7.0]})  # replaces no finished one
     make_run(tmp_path / "second", seed=2, total=2000, label="td3-long", evaluations={0: [0.0], 2000: [7.0]})
     first, second = (records.read([tmp_path / name]) for name in ("first", "second"))
     records.export(*first, tmp_path / "kept")
@@ -145,6 +136,7 @@ for name in ("eval", "train", "metrics"):
     pathlib.Path(f"run/{name}.csv").write_text(f"step,seconds,return\\n1,{time.time()},{VALUE}\\n")
 """
     monkeypatch.setattr(records, "ROOT", tmp_path)
+    records.script_of.cache_clear()
     records.git("init", "-q")
     commit(toy.replace("VALUE", "1 + 1"))
     code = records.code_sha256(script)
@@ -153,13 +145,13 @@ for name in ("eval", "train", "metrics"):
     runs = pd.DataFrame(rows, columns=COLUMNS).assign(total_timesteps=1, code_sha256=[code, "of other code"])
     runs.reindex(columns=records.RUN_COLUMNS).to_csv(tmp_path / "runs.csv", index=False)
     commit(toy.replace("VALUE", "2"))
-    change = records.Change("td3", "HEAD~1", results=tmp_path)
-    assert records.note_same(change) == 1
-    assert records.note_same(change) == 0  # it is noted already
+    change = {"algorithm": "td3", "before": "HEAD~1", "results": tmp_path}
+    assert records.note_same(**change) == 1
+    assert records.note_same(**change) == 0  # it is noted already
     assert records.read([tmp_path])[1]["stale"].tolist() == [False, True]
     commit(toy.replace("VALUE", "3"))
-    records.today.cache_clear()
+    records.script_of.cache_clear()
     with pytest.raises(records.InputError, match="write different files"):
-        records.note_same(change)
+        records.note_same(**change)
     assert records.read([tmp_path])[1]["stale"].tolist() == [True, True]
-    records.today.cache_clear()
+    records.script_of.cache_clear()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import records
 import report
-from fake_runs import cells_of, finals, make_run, published_row
+from fake_runs import cells_of, finals, make_csv, make_run, published_row
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -43,7 +43,7 @@ def test_the_matrix_tells_what_is_separable(tmp_path):
         published_row(5.0, "Ant-v4", sd=5, algorithm="a2c"),
         published_row(9.0, kind="headline", algorithm="dqn", step=float("nan")),
     ]  # fmt: skip
-    text = report.matrix(cells_of(tmp_path), rows)
+    text = report.matrix(cells_of(tmp_path), rows, {})
     cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:3] for row in text.splitlines()[2:] if row[:1] == "|"}
     assert text.startswith("| algorithm | Ant-v5<br>1k | HalfCheetah-v5<br>1k | steps/s |")
     assert cells == {
@@ -51,49 +51,44 @@ def test_the_matrix_tells_what_is_separable(tmp_path):
         "ppo": ["", "<sub>**105 / 50.0**</sub>"], "a2c": ["111 / (5.00)", ""], "dqn": ["", "8.00 / (9.00)"],
         "trpo": ["", "failed"],
     }  # fmt: skip
-    assert "3 of 4 comparisons are separable" in text and "earlier code" not in text
+    assert "3 of 4 tested differences are separable" in text and "earlier code" not in text
 
 
 def test_results_tell_what_was_lost_what_failed_and_how_it_compares(tmp_path):
+    hopper, failed = {"env_id": "Hopper-v5"}, {"state": "failed", "exit_code": 1, "stderr_tail": "a|b"}
     for seed in (1, 2):
-        make_run(
-            tmp_path, env_id="Hopper-v5", seed=seed, evaluations={0: [0.0], 500: [100.0 + seed], 1000: [9.0 + seed]}
-        )
-    make_run(
-        tmp_path, env_id="Hopper-v5", seed=3, state="failed", exit_code=1, evaluations={0: [1.0]}, stderr_tail="a|b"
-    )
-    make_run(tmp_path, env_id="Hopper-v5", seed=4, code_sha256="of other code", evaluations={0: [0.0], 1000: [9.0]})
-    figures = {"step": 1000, "sd": 1, "env_id": "Hopper-v3"}
-    rows = [published_row(90.0, **figures | {"step": 500}), published_row(10.0, caveat="sampled", **figures)]
-    claim = published_row(99.0, kind="headline", **figures | {"step": float("nan")})
+        make_run(tmp_path, seed=seed, evaluations={0: [0.0], 500: [100.0 + seed], 1000: [9.0 + seed]}, **hopper)
+    make_run(tmp_path, seed=3, evaluations={0: [1.0]}, **failed, **hopper)
+    make_run(tmp_path, seed=4, evaluations={0: [0.0], 1000: [9.0]}, code_sha256="of other code", **hopper)
+    figures = {"sd": 1, "env_id": "Hopper-v3"}
+    rows = [published_row(90.0, step=500, **figures), published_row(10.0, caveat="sampled", **figures)]
+    claim = published_row(99.0, kind="headline", step=float("nan"), **figures)
     texts, notes = report.result_rows(cells_of(tmp_path), [*rows, claim])
     (row,) = texts.to_dict("records")
-    assert row["seeds"] == "3 of 4; seed 3 failed: exit 1; stale" and row["claims"].startswith(
-        "99.0 ± 1.00 at unstated"
-    )
+    assert row["seeds"] == "3 of 4; seed 3 failed: exit 1; stale"
+    assert row["claims"].startswith("99.0 ± 1.00 at unstated steps (v3, 10 seeds")
     assert row["best over training"].endswith(", then lost (there too)")
-    assert row["verdict: difference [95 % interval]"].startswith("not separable (n = 3 | 10): +0.00 [")
-    versions, protocol = notes
-    assert row["notes"] == "n1, n2" and protocol == "source, td3: sampled" and "healthy_reward" in versions
+    assert row[report.VERDICT].startswith("not separable (n = 3 | 10): +0.00 [") and row["notes"] == "n1, n2"
+    assert "healthy_reward" in notes and notes.endswith("\nn2: source, td3: sampled\n")
     assert "| 3 | failed: exit 1 | a\\|b |" in report.troubles(cells_of(tmp_path), 0)
     assert "| 1k |" in report.points(cells_of(tmp_path), rows)
+    kept = finals(tmp_path / "kept", 9.0, **hopper)  # only the published curve was lost
+    assert report.best_text(kept, "return", rows) == "9.00 at 1k (lost there)"
 
 
 def test_an_unknown_algorithm_stands_beside_ours(tmp_path, command):
     finals(tmp_path / "runs", 100.0, 110.0, 120.0)
-    rows = [f"dqn,HalfCheetah-v5,{seed},{step},{step / 100 + seed}" for seed in (1, 2, 42) for step in (0, 500, 1000)]
-    (tmp_path / "mine.csv").write_text("\n".join(["algorithm,env_id,seed,step,return", *rows]))
+    rows = [("dqn", "HalfCheetah-v5", seed, k, k / 100 + seed) for seed in (1, 2, 42) for k in (0, 500, 1000)]
+    mine = make_csv(tmp_path / "mine.csv", *rows)
     make_run(tmp_path / "runs", seed=5, total=2000)  # longer than theirs
-    words = ["--results", tmp_path / "runs", tmp_path / "mine.csv", "--compare", "td3", "dqn (mine)"]
-    for _ in range(2):
-        code, out, _ = command(*words, "--output", tmp_path / "out")
+    words = ["--results", tmp_path / "runs", mine, "--compare", "td3", "dqn (mine)"]
+    code, out, _ = command(*words, "--output", tmp_path / "out")
     assert code == 0 and "25.0" in out
     text = (tmp_path / "out" / "report.md").read_text()
-    difference = r"\+85\.0 \[[\d.]+, [\d.]+\]"  # 110 - 25
-    assert re.search(
-        r"HalfCheetah-v5 \| return \| 1k \| 110 .* \| 25\.0 .* \| higher \(n = 3 \\\| 3\): " + difference, text
-    )
+    difference = r"higher \(n = 3 \\\| 3\): \+85\.0 \[[\d.]+, [\d.]+\]"  # 110 - 25
+    assert re.search(r"HalfCheetah-v5 \| return \| 1k \| 110 .* \| 25\.0 .* \| " + difference, text)
     assert "| HalfCheetah-v5 | dqn (mine) | 1k | 3 | return | 25.0" in text and "![curves](curves.png)" in text
+    assert "of whole runs" in text  # not the speeds of the committed speed.md
     scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("algorithm")
     assert scores.loc["dqn (mine)", ["mean", "last_ten", "seeds"]].tolist() == [25, 20, 3]
     seen = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -120,6 +115,8 @@ def test_texts_between_markers_are_renewed_and_results_merged(tmp_path, command)
     text = page.read_text()
     assert text.startswith("top\n<!-- report:troubles -->\n") and text.endswith("<!-- /report -->\nend\n")
     assert "old" not in text and "1 runs on seeds from 11 on" in text and not (tmp_path / "kept" / "report.md").exists()
+    assert command("--results", tmp_path / "kept", "--tuning-seeds", "--into", page)[0] == 0
+    assert "Nothing." in page.read_text()  # the others are not for tuning
 
 
 def test_bad_input_is_one_line(tmp_path, command):
@@ -146,6 +143,7 @@ def test_readme_tables_and_pictures_are_those_of_the_committed_results(tmp_path,
     copies = [Path(shutil.copy(page, tmp_path / f"{k}.md")) for k, page in enumerate(pages)]
     code, _, error = command("--results", COMMITTED, "--output", tmp_path / "out", "--into", *copies)
     assert code == 0, error
+    assert report.measured_speeds(COMMITTED / "speed.md").keys() == {x.stem for x in ROOT.glob("algorithms/*.py")}
     assert [copy.read_text() for copy in copies] == [page.read_text() for page in pages]
     assert len(pages[0].read_text().splitlines()) <= 130
     assert (tmp_path / "out" / "scores.csv").read_text() == (COMMITTED / "scores.csv").read_text()
