@@ -102,18 +102,19 @@ def test_seeds_are_a_count_a_list_or_ranges(words, seeds):
 
 
 def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
-    clash = tmp_path / "ppo.py"
+    clash, broken, suite = tmp_path / "ppo.py", tmp_path / "broken.py", {"suite": "quick", "script": ()}
     clash.write_text("")
+    broken.write_text("def")
     for settings, message in (
-        ({"suite": "nope", "script": ()}, "--suite nope does not exist"), ({"suite": "quick"}, "goes with --tasks"),
-        ({"suite": "quick", "script": (), "tasks": ("Ant-v5",)}, "--tasks Ant-v5 is not in suite quick"),
-        ({"tasks": ()}, "no plan"), ({"script": ("none.py",)}, "--script none.py does not exist"),
-        ({"algorithms": ("dqn",)}, "--algorithms dqn does not exist"), ({"script": (str(clash),)}, "taken for ours"),
+        (suite | {"suite": "nope"}, "--suite nope is unknown: choose from"), ({"suite": "quick"}, "goes with --tasks"),
+        (suite | {"tasks": ("Ant-v5",)}, "--tasks Ant-v5 is unknown: choose from"), ({"tasks": ()}, "no plan"),
+        ({"algorithms": ("dqn",)}, "--algorithms dqn is unknown: choose from"),
+        ({"script": ("none.py",)}, "--script none.py does not exist"), ({"script": (str(clash),)}, "taken for ours"),
+        ({"script": (str(broken),)}, f"--script {broken} is not valid Python"), ({"flags": "1"}, "begin with"),
         ({"seeds": ("x",)}, "--seeds x is not a seed"), ({"seeds": ("0",)}, "--seeds 0 names none"),
         ({"jobs": 0}, "--jobs 0 is out of range"), ({"time_budget": 0.0}, "--time-budget 0.0 is out of range"),
         ({"variant": ("fast",)}, "--variant fast: write"), ({"variant": ("a=--seed 3",)}, "--seed is set by the plan"),
         ({"variant": ("a=--x 1", "a=--x 2")}, "steps-a on Task-v0 is in the plan twice"),
-        ({"flags": "1"}, "begin with"),
         ({"results": STEPS}, f"cannot write --results {STEPS}"), ({"pause": True}, "no benchmark is running in"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
@@ -134,9 +135,10 @@ def test_a_failed_run_is_told_and_the_others_go_on_and_it_is_not_tried_for_ever(
     assert (status(fine)["state"], status(fine)["failures"]) == ("done", 0) and status(fine)["seconds"] > 0
     assert status(fine)["hardware"].endswith("cores, device cpu") and len(status(fine)["code_sha256"]) == 64
     out = capsys.readouterr().out
-    assert "RuntimeError: the simulator broke" in out and f"3 runs in {tmp_path}: 1 done, 2 failed" in out
+    assert "RuntimeError: the simulator broke" in out and f"3 runs: 1 done, 2 failed, in {tmp_path}" in out
     assert run.main(args(tmp_path, status=True)) == 0
-    assert re.search(r"steps-bad .*failed: RuntimeError: the simulator broke .*100 / 300 ", capsys.readouterr().out)
+    row = r"steps-bad +Task-v0 +1 +failed +100 / 300 +1.0 +RuntimeError: the simulator broke\n"
+    assert re.search(row, capsys.readouterr().out)
     for starts in (2, 2):  # tried a second time, and then left alone
         assert run.main(args(tmp_path, **settings)) == 1
         assert len(started(bad)) == starts and len(started(fine)) == 1
@@ -153,9 +155,9 @@ def test_finished_runs_are_left_alone_and_other_settings_refused(tmp_path):
         with pytest.raises(InputError, match=r"is a run with .* choose other --results"):
             run.main(args(tmp_path, **change))
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
-    (folder / "harness" / "status.json").unlink()  # as if started by hand: with which script is not known
-    assert run.main(args(tmp_path)) == 0
-    assert (status(folder)["state"], status(folder)["code_sha256"]) == ("done", "unknown")
+    (folder / "harness" / "status.json").unlink()  # as if started by hand: with which flags is not known
+    with pytest.raises(InputError, match=r"is a run with \{'flags': 'unknown'"):
+        run.main(args(tmp_path))
 
 
 def test_a_run_whose_script_changes_in_between_says_so(tmp_path):
@@ -175,7 +177,9 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     folder = tmp_path / "steps" / "Task-v0" / "1"
     first = harness(tmp_path)
     wait_for((folder / "checkpoint.pt").exists)
-    assert re.search(r"1 running.*│ running +│", ask(tmp_path, "--status"), re.S)
+    assert re.search(
+        r"1 running; the running ones take up to .* more\n.* running +\d+ / 100000", ask(tmp_path, "--status"), re.S
+    )
     second = harness(tmp_path)
     error = f"error: {tmp_path} is in use by another benchmark: wait for it, or choose other --results\n"
     assert second.communicate() == ("", error) and second.returncode == 2
@@ -184,7 +188,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     (child,) = started(folder)
     wait_for(lambda: not alive(child["pid"]), 5)
     assert status(folder)["state"] == "running", "nobody was left to write"
-    assert re.search(r"1 stopped.*│ stopped +│", ask(tmp_path, "--status"), re.S)
+    assert re.search(r"1 stopped\n.* stopped +\d+ / 100000", ask(tmp_path, "--status"), re.S)
     again = harness(tmp_path)
     wait_for(lambda: len(started(folder)) == 2)
     again.send_signal(signal.SIGINT)
@@ -287,7 +291,7 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
         plan = args(tmp_path, seeds=("2",), total_timesteps=1500, flags="--delay 0.8", jobs=None)
         jobs = run.plan(plan)
         executor = executors.Ray(cluster.address, 1, 0, 3, [job.experiment.script for job in jobs])
-        assert executor.slots() == 2
+        assert executor.slots == 2
 
         def lose_a_machine() -> str:
             if len(cluster.list_all_nodes()) == 2 and all((job.folder / "checkpoint.pt").exists() for job in jobs):
@@ -318,20 +322,17 @@ def test_a_cluster_needs_ray_and_a_share_that_exists(tmp_path, monkeypatch):
         run.main(args(tmp_path, executor="ray"))
 
 
-def test_files_that_travel_are_those_that_changed_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path):
-    here, there = tmp_path / "here", tmp_path / "there"
-    files = {"eval.csv": b"a\n", "harness/stderr.log": b"", "checkpoint.pt": b"1", "policy.pt": b"2"}
-    executors.write_files(here, files)
-    (here / ".lock").touch()
-    seen: dict = {}
-    first = executors.changes(here, seen)
-    assert list(first) == ["checkpoint.pt", "eval.csv", "harness/stderr.log", "policy.pt"] and first == files
-    executors.write_files(there, first)
-    assert executors.changes(here, seen) == {} and (there / "policy.pt").read_bytes() == b"2"
-    executors.write_files(here, {"policy.pt": b"new", "eval.csv": b"a\nb\n"})
-    assert executors.changes(here, seen, logs_only=True) == {"eval.csv": b"a\nb\n"}, "without a checkpoint, logs only"
-    executors.write_files(here, {"checkpoint.pt": b"new"})
-    assert executors.changes(here, seen, logs_only=True) == {"checkpoint.pt": b"new", "policy.pt": b"new"}
+def test_files_travel_whole_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path, monkeypatch):
+    files = {"checkpoint.pt": b"1", "config.json": b"{}", "eval.csv": b"a\n", "harness/stderr.log": b""}
+    executors.write_files(tmp_path, files)
+    for name in (".lock", "harness/status.json", "checkpoint.pt.tmp"):
+        (tmp_path / name).touch()
+    assert executors.files_of(tmp_path) == files and next(iter(executors.files_of(tmp_path))) == "checkpoint.pt"
+    assert executors.files_of(tmp_path, logs_only=True).keys() == {"config.json", "eval.csv"}
+    written, replace = [], os.replace
+    monkeypatch.setattr(executors.os, "replace", lambda old, new: written.append(new.name) or replace(old, new))
+    executors.write_files(tmp_path, files)
+    assert written[-1] == "checkpoint.pt", "written last: it must not be newer than the logs"
 
 
 def test_every_suite_evaluates_often_enough_gives_reasons_and_names_settings_that_exist():
