@@ -97,9 +97,6 @@ class Local:
             for process in self.processes:
                 process.kill()
 
-    def close(self) -> None:
-        """Give back what was claimed."""
-
 
 class Ray(Local):
     """Runs as tasks of a Ray cluster, whose machines need the packages of requirements.txt and share no disk.
@@ -127,7 +124,7 @@ class Ray(Local):
         for name, wanted in (("CPU", cpus), ("GPU", gpus)):
             if wanted > (amount := there.get(name, 0)):
                 raise InputError(f"--{name.lower()}s {wanted:g}: the cluster has {amount:g}; ask for less, or add some")
-            slots += [int(amount / wanted)] if wanted else []
+            slots += [int(amount / wanted + 1e-9)] if wanted else []
         self.ray, self.attempts, self.slots = ray, attempts, min(slots)
         code = {place(path): path.read_bytes() for path in {*ROOT.glob("algorithms/*.py"), *scripts}}
         self.code = ray.put(code | {path.name: path.read_bytes() for path in Path.cwd().glob("*.py")})
@@ -156,9 +153,6 @@ class Ray(Local):
                 tqdm.write(f"{job}: its machine was lost ({type(error).__name__}); another goes on")
         (job.folder / "harness" / "stderr.log").write_text(problem)
         return 1, ""
-
-    def close(self) -> None:
-        self.ray.shutdown()
 
 
 def place(script: Path) -> str:

@@ -242,9 +242,9 @@ def plan(args: Args) -> list[Job]:
             flags = e.flags | parse_flags(args.flags) | parse_flags(text)
             steps, variant = args.total_timesteps or e.total_timesteps, "-".join(filter(None, (e.variant, name)))
             made.append(replace(e, total_timesteps=steps, flags=flags, variant=variant))
-    (where, times), *_ = Counter((e.label, e.env_id) for e in made).most_common(1)
-    if times > 1:
-        raise InputError(f"{' on '.join(where)} is in the plan twice: rename the script or the variant")
+    for where, times in Counter((e.label, e.env_id) for e in made).items():
+        if times > 1:
+            raise InputError(f"{' on '.join(where)} is in the plan twice: rename the script or the variant")
     asked = parse_seeds(args.seeds)
     seeds = asked or range(1, max(e.seeds for e in made) + 1)
     return [Job(e, seed, results_folder(args)) for seed in seeds for e in made if asked or seed <= e.seeds]
@@ -274,8 +274,10 @@ def experiments(args: Args) -> list[Experiment]:
         algorithms, tasks = {e.label for e in members}, {e.env_id for e in members}
         require_known("algorithms", args.algorithms, algorithms)
         require_known("tasks", args.tasks, tasks)
-        chosen = set(args.algorithms or algorithms), set(args.tasks or tasks)
-        return [e for e in members if e.label in chosen[0] and e.env_id in chosen[1]]
+        algorithms, tasks = args.algorithms or algorithms, args.tasks or tasks
+        if chosen := [e for e in members if e.label in algorithms and e.env_id in tasks]:
+            return chosen
+        raise InputError(f"suite {args.suite} has none of {', '.join(algorithms)} on {', '.join(tasks)}: choose others")
     if not args.tasks or not (args.algorithms or args.script):
         raise InputError(f"no plan: name --algorithms or --script, and --tasks; or a --suite of {', '.join(SUITES)}")
     require_known("algorithms", args.algorithms, ALGORITHMS + PEERS)
@@ -292,7 +294,7 @@ def experiments(args: Args) -> list[Experiment]:
 def parse_flags(text: str) -> dict[str, str]:
     """ "--a 1 --b" as {"a": "1", "b": ""}. Raises InputError."""
     flags: dict[str, str] = {}
-    for word in shlex.split(text):
+    for word in text.split():
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
             name = name.replace("_", "-")
@@ -365,6 +367,8 @@ def execute(
     pool, pause = ThreadPoolExecutor(parallel), results / ".pause"
     try:
         pause.unlink(missing_ok=True)
+        for job in jobs:
+            job.write()
         total = sum(job.experiment.total_timesteps for job in jobs)
         with tqdm(total=total, initial=steps_of(jobs), unit=" steps", unit_scale=True, disable=None) as bar:
             running = {pool.submit(job.make, executor) for job in jobs}
@@ -417,11 +421,10 @@ def ask_to_pause(results: Path, wanted: bool) -> str:
 
 def in_use(results: Path) -> bool:
     """Whether a benchmark is running in a results folder."""
-    path = results / ".harness.lock"
     try:
-        with FileLock(path, timeout=0) if path.exists() else contextlib.nullcontext():
+        with claim(results) if results.is_dir() else contextlib.nullcontext():
             return False
-    except Timeout:
+    except InputError:
         return True
 
 
@@ -473,9 +476,7 @@ def main(args: Args) -> int:
     todo = [job for job in jobs if job.status["state"] != "done" and job not in given_up]
     scripts = [job.experiment.script for job in jobs]
     executor = Local() if args.executor == "local" else Ray(args.address, args.cpus, args.gpus, args.attempts, scripts)
-    with contextlib.closing(executor), claim(results):
-        for job in jobs:
-            job.write()
+    with claim(results):
         stopped = execute(todo, executor, args.jobs or executor.slots, results, args.time_budget)
     for job in jobs:
         if job.status["state"] == "failed":

@@ -21,6 +21,7 @@ from suites import ALGORITHMS, PEERS, SUITES
 
 ROOT = Path(run.__file__).resolve().parent.parent
 STEPS = str(Path(__file__).with_name("steps.py"))
+RUN = "steps/Task-v0/1"  # the run of the plan of `args`
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a child with its parent")
 
 
@@ -30,26 +31,20 @@ def args(folder: Path, **settings) -> Args:
     return Args(**plan | settings)
 
 
-def harness(folder: Path, *words: str, **settings) -> subprocess.Popen:
+def harness(folder: Path, *words: str) -> subprocess.Popen:
     """The same as a process: by default a run of 100,000 steps that takes 1000 seconds."""
     plan = ["--script", STEPS, "--tasks", "Task-v0", "--results", str(folder), "--total-timesteps", "100000"]
     command = [sys.executable, run.__file__, *plan, "--flags=--delay 1", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
-
-
-def ask(folder: Path, *words: str) -> str:
-    """What `run.py --results FOLDER ...` prints."""
-    command = [sys.executable, run.__file__, "--results", str(folder), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout + done.stderr
-
-
-def read(folder: Path, name: str) -> dict:
-    return json.loads((folder / name).read_text())
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def status(folder: Path) -> dict:
-    return read(folder, "harness/status.json")
+    return json.loads((folder / "harness" / "status.json").read_text())
+
+
+def started(folder: Path) -> list[dict]:
+    """Start step and process of every start of the run."""
+    return json.loads((folder / "config.json").read_text())["commands"]
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -63,11 +58,6 @@ def alive(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def started(folder: Path) -> list[dict]:
-    """Start step and process of every start of the run."""
-    return read(folder, "config.json")["commands"]
 
 
 def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(tmp_path, monkeypatch):
@@ -108,6 +98,7 @@ def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
     for settings, message in (
         (suite | {"suite": "nope"}, "--suite nope is unknown: choose from"), ({"suite": "quick"}, "goes with --tasks"),
         (suite | {"tasks": ("Ant-v5",)}, "--tasks Ant-v5 is unknown: choose from"), ({"tasks": ()}, "no plan"),
+        (suite | {"algorithms": ("ppo",), "tasks": ("Reacher-v5",)}, "suite quick has none of ppo on Reacher-v5"),
         ({"algorithms": ("dqn",)}, "--algorithms dqn is unknown: choose from"),
         ({"script": ("none.py",)}, "--script none.py does not exist"), ({"script": (str(clash),)}, "taken for ours"),
         ({"script": (str(broken),)}, f"--script {broken} is not valid Python"), ({"flags": "1"}, "begin with"),
@@ -147,7 +138,7 @@ def test_a_failed_run_is_told_and_the_others_go_on_and_it_is_not_tried_for_ever(
 
 
 def test_finished_runs_are_left_alone_and_other_settings_refused(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     assert run.main(args(tmp_path)) == 0
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
     assert run.main(args(tmp_path, seeds=("2",))) == 0, "only seed 2 was made"
@@ -174,11 +165,13 @@ def test_a_run_whose_script_changes_in_between_says_so(tmp_path):
 
 @linux
 def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     first = harness(tmp_path)
     wait_for((folder / "checkpoint.pt").exists)
     assert re.search(
-        r"1 running; the running ones take up to .* more\n.* running +\d+ / 100000", ask(tmp_path, "--status"), re.S
+        r"1 running; the running ones take up to .* more\n.* running +\d+ / 100000",
+        harness(tmp_path, "--status").communicate()[0],
+        re.S,
     )
     second = harness(tmp_path)
     error = f"error: {tmp_path} is in use by another benchmark: wait for it, or choose other --results\n"
@@ -188,7 +181,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     (child,) = started(folder)
     wait_for(lambda: not alive(child["pid"]), 5)
     assert status(folder)["state"] == "running", "nobody was left to write"
-    assert re.search(r"1 stopped\n.* stopped +\d+ / 100000", ask(tmp_path, "--status"), re.S)
+    assert re.search(r"1 stopped\n.* stopped +\d+ / 100000", harness(tmp_path, "--status").communicate()[0], re.S)
     again = harness(tmp_path)
     wait_for(lambda: len(started(folder)) == 2)
     again.send_signal(signal.SIGINT)
@@ -200,7 +193,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
 
 @linux
 def test_a_run_that_is_killed_failed_and_goes_on_when_the_command_is_repeated(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     first = harness(tmp_path, "--total-timesteps", "300")
     wait_for((folder / "checkpoint.pt").exists)
     os.kill(started(folder)[0]["pid"], signal.SIGKILL)
@@ -215,16 +208,19 @@ def test_a_run_that_is_killed_failed_and_goes_on_when_the_command_is_repeated(tm
 
 @linux
 def test_a_paused_benchmark_stands_still_goes_on_and_ends_with_its_harness(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     process = harness(tmp_path, "--flags=--delay 0.1")
     wait_for((folder / "checkpoint.pt").exists)
-    assert ask(tmp_path, "--pause") == "paused: the runs are stopped where they are; --resume goes on\n"
+    assert (
+        harness(tmp_path, "--pause").communicate()[0]
+        == "paused: the runs are stopped where they are; --resume goes on\n"
+    )
     step = run.reached(folder)
     time.sleep(3)
     assert run.reached(folder) == step
-    assert ask(tmp_path, "--resume") == "it goes on\n" and not list(tmp_path.glob(".pause*"))
+    assert harness(tmp_path, "--resume").communicate()[0] == "it goes on\n" and not list(tmp_path.glob(".pause*"))
     wait_for(lambda: run.reached(folder) > step)
-    ask(tmp_path, "--pause")
+    harness(tmp_path, "--pause").wait()
     process.kill()
     process.communicate()
     (child,) = started(folder)
@@ -233,12 +229,13 @@ def test_a_paused_benchmark_stands_still_goes_on_and_ends_with_its_harness(tmp_p
 
 def test_the_clock_stands_still_in_a_pause(monkeypatch):
     executor, seen = executors.Local(), []
-    for now, pause in ((10, None), (12, True), (20, None), (21, False), (25, None)):
+    for now in (10, 12, 20, 21, 25):
         monkeypatch.setattr(executors.time, "monotonic", lambda now=now: now)
-        if pause is not None:
-            executor.pause(pause)
+        if now in (12, 21):
+            executor.pause(now == 12)
         seen.append(executor.clock())
     assert seen == [10, 12, 12, 12, 16], "from 12 to 21 it was paused"
+    assert executors.Ray.clock is not executors.Local.clock, "on a cluster the runs go on meanwhile"
 
 
 def test_the_time_budget_stops_what_runs_and_begins_nothing(tmp_path, capsys):
@@ -276,7 +273,7 @@ def test_an_algorithm_is_stopped_at_a_checkpoint_and_continued_on_an_own_environ
     assert run.execute([job], executors.Local(), 1, tmp_path, watch=begun) == "seen"
     assert job.status["state"] == "stopped" and run.reached(job.folder) < 20_000
     assert run.main(plan) == 0
-    assert status(job.folder)["state"] == "done" and len(read(job.folder, "config.json")["commands"]) == 2
+    assert status(job.folder)["state"] == "done" and len(started(job.folder)) == 2
     assert (job.folder / "eval.csv").read_text().splitlines()[-1].startswith("20000,")
 
 
@@ -299,11 +296,9 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
                 cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
             return ""
 
-        try:
-            assert run.execute(jobs, executor, 2, tmp_path, watch=lose_a_machine) == ""
-        finally:
-            executor.close()
+        assert run.execute(jobs, executor, 2, tmp_path, watch=lose_a_machine) == ""
     finally:
+        ray.shutdown()
         cluster.shutdown()
     assert [job.status["state"] for job in jobs] == ["done", "done"]
     assert "its machine was lost" in capsys.readouterr().out
@@ -313,7 +308,6 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
     for job in jobs:
         rows = (job.folder / "eval.csv").read_text().splitlines()[1:]
         assert rows == [f"{step},0,{job.seed},9" for step in range(100, 1600, 100)]
-    assert not ray.is_initialized()
 
 
 def test_a_cluster_needs_ray_and_a_share_that_exists(tmp_path, monkeypatch):

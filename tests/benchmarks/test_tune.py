@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import run
-from executors import InputError
+from records import InputError
 from test_run import STEPS, wait_for
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install -r requirements-extra.txt")
@@ -40,8 +40,8 @@ def test_ranges_and_choices_are_a_search_space_and_its_settings_flags(tmp_path):
         "anneal-lr": d.CategoricalDistribution(["true", "false"]), "envs": d.CategoricalDistribution(["8", "16"]),
     }  # fmt: skip
     settings = {"lr": 0.000123456, "steps": 7, "anneal-lr": "false", "envs": "8"}
-    assert tune.flags_of(settings) == "--lr 0.0001235 --steps 7 --no-anneal-lr --envs 8"
-    assert tune.flags_of({"anneal-lr": "true"}) == "--anneal-lr"
+    assert tune.flags_of(settings) == {"lr": "0.0001235", "steps": "7", "no-anneal-lr": "", "envs": "8"}
+    assert tune.flags_of({"anneal-lr": "true"}) == {"anneal-lr": ""}
 
 
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
         ({"range": ()}, "nothing to tune"), ({"range": ("gain=1",)}, "--range gain=1: "), ({"trials": 0}, "--trials 0"),
         ({"range": ("gain=1:2:lin",)}, "may only be log"), ({"choice": ("delay=1",)}, "--choice delay=1: write"),
         ({"tasks": ("A-v0", "B-v0=2")}, "several tasks need a scale"), ({"tasks": ("A-v0=x",)}, "write Hopper-v5=1200"),
-        ({"algorithm": "dqn"}, "--algorithms dqn does not exist"), ({"tasks": ("A-v0=0",)}, "more than 0"),
+        ({"algorithm": "dqn"}, "--algorithms dqn is unknown"), ({"tasks": ("A-v0=0",)}, "more than 0"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
             tune.main(args(tmp_path / "out", **settings))
@@ -90,7 +90,7 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     process.wait()
     assert states(tmp_path) == ["RUNNING"]
     plan.flags = "--delay 1"
-    assert tune.main(plan) == 0
+    tune.main(plan)
     first, again, second = study(tmp_path).trials
     assert states(tmp_path) == ["FAIL", "COMPLETE", "COMPLETE"] and first.params == again.params
     config = next(tmp_path.glob(f"steps-gain={again.params['gain']},*/Task-v0/11/config.json")).read_text()
@@ -98,7 +98,7 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     assert again.value == 11.5 + again.params["gain"], "mean over seeds 11 and 12"
     best = max(again, second, key=lambda trial: trial.value).params["gain"]
     text = (tmp_path / "best.txt").read_text()
-    assert f"best of 2 trials: --gain {best} --crash-at" in text and f"score {11.5 + best:.4g} on seeds 11, 12" in text
+    assert f"best of 2 trials: gain={best},crash-at=" in text and f"score {11.5 + best:.4g} on seeds 11, 12" in text
     assert f"Task-v0 on the fresh seeds 13, 14: best {13 + best}.0, {14 + best}.0; defaults 13.0, 14.0" in text
     assert f"'gain': '{best}'" in text and "reason='tuned on seeds 11, 12 with benchmarks/tune.py'" in text
     entry = eval(text.splitlines()[-1], {"Experiment": run.Experiment})
@@ -117,7 +117,7 @@ def test_a_trial_below_the_others_is_pruned_early_and_one_that_fails_does_not_en
     monkeypatch.setattr(optuna.Study, "ask", fixed)
     plan = args(tmp_path, trials=4, startup_trials=2, range=("gain=1:100", "stop-at=1:9999"), flags="--delay 0.25")
     plan.total_timesteps = 2000
-    assert tune.main(plan) == 0
+    tune.main(plan)
     assert states(tmp_path) == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
     (pruned,) = tmp_path.glob("steps-gain=5,*/Task-v0/11")
     assert 1000 <= run.reached(pruned) < 2000, "not before half of the first run, and not at its end"
