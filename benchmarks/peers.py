@@ -33,7 +33,8 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "algorithms"))
 from ppo import (  # noqa: E402, I001
-    RunFailed, UserError, VectorEnvs, evaluate, make_env, read, refuse_changes, seeds, summary, write_atomically,
+    RunFailed, UserError, VectorEnvs, evaluate, make_env, new_folder, read, refuse_changes, seeds, summary,
+    write_atomically,
 )  # fmt: skip
 
 try:
@@ -118,7 +119,7 @@ class Args:
     threads: int = 1
     """CPU threads of PyTorch (>= 1)."""
     run_dir: str | None = None
-    """Run folder; default runs/ENV_ID/ALGORITHM/SEED-TIME. An existing run is never overwritten."""
+    """Run folder; default runs/ENV_ID/ALGORITHM/SEED-CHANGES-TIME. An existing run is never overwritten."""
     eval_every: int = 20_000
     """Environment steps between evaluations (>= 1); the first is at step 0, the last at the end."""
     eval_episodes: int = 10
@@ -148,8 +149,7 @@ class Peer:
         envs = DummyVecEnv([lambda: Monitor(make_env(args.env_id))] * chosen.pop("num_envs", 1))
         self.statistics, seed = None, seeds(args.seed, 4, saved["step"] if saved else 0, n=1)[0] % 2**31
         if chosen.pop("normalize", False):
-            discount = {"gamma": chosen["gamma"]} if "gamma" in chosen else {}
-            self.statistics = VecNormalize(envs, **discount)
+            self.statistics = VecNormalize(envs, gamma=chosen.get("gamma", 0.99))  # 0.99: the library's default
             if saved:
                 self.statistics = pickle.loads(saved["statistics"])
                 self.statistics.set_venv(envs)
@@ -157,7 +157,7 @@ class Peer:
         if saved:
             self.model = model.load(io.BytesIO(saved["model"]), envs, args.device)
             self.model.set_random_seed(seed)
-            self.model.__dict__ |= pickle.loads(saved["memory"])
+            self.model.replay_buffer = pickle.loads(saved["memory"])
             return
         if noise := chosen.pop("noise", None):
             size = envs.action_space.shape
@@ -168,8 +168,8 @@ class Peer:
         """Everything that training goes on from, but the environments."""
         model = io.BytesIO()
         self.model.save(model)
-        memory = {name: value for name, value in vars(self.model).items() if name == "replay_buffer"}
-        return {"model": model.getvalue(), "statistics": pickle.dumps(self.statistics), "memory": pickle.dumps(memory)}
+        memory = pickle.dumps(getattr(self.model, "replay_buffer", None))
+        return {"model": model.getvalue(), "statistics": pickle.dumps(self.statistics), "memory": memory}
 
     def act(self, s: torch.Tensor) -> torch.Tensor:
         """The deterministic policy in environment units; s is [n, obs] as the environments give it."""
@@ -231,8 +231,7 @@ def train(args: Args) -> Path:
         if (value := getattr(args, name)) < (least := int(name != "seed")):
             raise UserError(f"--{name.replace('_', '-')} {value} is out of range: use at least {least}")
     torch.set_num_threads(args.threads)
-    default = f"runs/{args.env_id.replace(':', '-')}/{args.algorithm}/{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(args.resume or args.run_dir or default)
+    folder = Path(args.resume or args.run_dir or new_folder(args, args.algorithm))
     checkpoint = folder / "checkpoint.pt"
     if not args.resume and (folder / "config.json").exists():
         raise UserError(f"{folder} holds a run already: choose another --run-dir, or continue with --resume")

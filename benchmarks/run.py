@@ -73,13 +73,13 @@ class Args:
     """How often a run may fail before repeating the command leaves it alone (>= 1), and on a cluster how many machines
     one command may lose on a run."""
     time_budget: float | None = None
-    """Hours (> 0) after which all runs are stopped."""
+    """Hours (>= 0.001) after which all runs are stopped."""
     executor: Literal["local", "ray"] = "local"
     """Processes of this machine, or tasks of a Ray cluster (pip install -r requirements-extra.txt)."""
     address: str | None = None
     """Address of the Ray cluster; default one of this machine only."""
     cpus: float = 1
-    """CPUs of a run on the cluster (> 0)."""
+    """CPUs of a run on the cluster (>= 0.001)."""
     gpus: float = 0
     """GPUs, or a share of one, of a run on the cluster (>= 0)."""
     dry_run: bool = False
@@ -472,11 +472,12 @@ def main(args: Args) -> int:
             done = job.status["state"] == "done"
             print(f"{'skip (done)' if done else shlex.join(job.command())}  # {job.folder}")
         return 0
-    given_up = [job for job in jobs if job.status["state"] == "failed" and job.status["failures"] >= args.attempts]
-    todo = [job for job in jobs if job.status["state"] != "done" and job not in given_up]
     scripts = [job.experiment.script for job in jobs]
     executor = Local() if args.executor == "local" else Ray(args.address, args.cpus, args.gpus, args.attempts, scripts)
     with claim(results):
+        jobs = plan(args)  # again: until now another benchmark may have run here
+        given_up = [job for job in jobs if job.status["state"] == "failed" and job.status["failures"] >= args.attempts]
+        todo = [job for job in jobs if job.status["state"] != "done" and job not in given_up]
         stopped = execute(todo, executor, args.jobs or executor.slots, results, args.time_budget)
     for job in jobs:
         if job.status["state"] == "failed":
@@ -499,3 +500,5 @@ if __name__ == "__main__":
         sys.exit(main(chosen))
     except InputError as error:
         fail(str(error))
+    except KeyboardInterrupt:  # before the runs, or after
+        sys.exit(130)

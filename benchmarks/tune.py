@@ -1,7 +1,7 @@
 """Search good settings of an algorithm with Optuna; what it finds is confirmed on seeds that the search has not seen.
 
     python benchmarks/tune.py --algorithm a2c --tasks Hopper-v5=1200 Swimmer-v5=40 --range learning-rate=1e-4:1e-2:log \
---range num-steps=5:64:log --choice num-envs=8,16 --choice anneal-lr=true,false --seeds 11 12 --trials 30
+--range num-steps=5:64:log --range num-envs=8,16 --range anneal-lr=true,false --seeds 11 12 --trials 30
 
 A trial is a run per task and seed; its score is the mean of their last evaluations, each over its task's scale. After
 every evaluation, run after run in the order of seeds and tasks, the mean so far goes to Optuna, whose median rule may
@@ -44,9 +44,8 @@ class Args:
     tasks: tuple[str, ...]
     """TASK, or TASK=SCALE if there are several: returns are divided by it (the return of a good agent, say)."""
     range: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """SETTING=LOW:HIGH or SETTING=LOW:HIGH:log; whole numbers if both bounds are. Repeatable."""
-    choice: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """SETTING=A,B,C; true and false for a switch. Repeatable."""
+    """SETTING=LOW:HIGH or SETTING=LOW:HIGH:log, whole numbers if both bounds are; or values as in SETTING=A,B,C, true
+    and false for a switch. Repeatable."""
     seeds: tuple[int, ...] = (11, 12)
     """Seeds of a trial (>= 11)."""
     trials: int = 20
@@ -71,6 +70,9 @@ def distributions(args: Args) -> Space:
     for entry in args.range:
         name, _, text = entry.partition("=")
         try:
+            if "," in text:
+                space[name] = optuna.distributions.CategoricalDistribution(text.split(","))
+                continue
             low, high, *scale = text.split(":")
             if scale not in ([], ["log"]):
                 raise ValueError("the third part may only be log")
@@ -79,14 +81,9 @@ def distributions(args: Args) -> Space:
             else:
                 space[name] = optuna.distributions.FloatDistribution(float(low), float(high), log=bool(scale))
         except ValueError as error:
-            raise InputError(f"--range {entry}: {error}; write learning-rate=1e-5:1e-3:log") from error
-    for entry in args.choice:
-        name, _, text = entry.partition("=")
-        if not name or "," not in text:
-            raise InputError(f"--choice {entry}: write num-envs=8,16")
-        space[name] = optuna.distributions.CategoricalDistribution(text.split(","))
+            raise InputError(f"--range {entry}: {error}; write learning-rate=1e-5:1e-3:log or num-envs=8,16") from error
     if not space:
-        raise InputError("nothing to tune: name a --range or a --choice")
+        raise InputError("nothing to tune: name a --range")
     return space
 
 

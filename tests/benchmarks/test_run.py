@@ -38,6 +38,11 @@ def harness(folder: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def said(folder: Path, *words: str) -> str:
+    """What `run.py ...` prints."""
+    return harness(folder, *words).communicate()[0]
+
+
 def status(folder: Path) -> dict:
     return json.loads((folder / "harness" / "status.json").read_text())
 
@@ -77,18 +82,14 @@ def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(t
     assert jobs[2].command()[1:4] == ["benchmarks/peers.py", "--algorithm", "sb3-trpo"]
     assert jobs[12].words()[-3:] == ["--layers", "64", "64"] and jobs[4].experiment.script == Path(STEPS)
     suite = run.plan(Args(suite="fetch", results=str(tmp_path), tasks=("FetchPush-v4",), total_timesteps=70))
-    assert [(job.experiment.label, job.seed) for job in suite] == [
-        (label, seed) for seed in (1, 2, 3) for label in ("her_ddpg", "her_ddpg-no-her")
-    ]
+    assert [job.experiment.label for job in suite] == ["her_ddpg", "her_ddpg-no-her"] * 3
+    assert [job.seed for job in suite] == [1, 1, 2, 2, 3, 3]
     assert "--no-her" in suite[1].words() and suite[0].experiment.total_timesteps == 70
 
 
-@pytest.mark.parametrize(
-    ("words", "seeds"),
-    [("", []), ("3", [1, 2, 3]), ("5 7 5", [5, 7]), ("11-13 20", [11, 12, 13, 20]), ("4-4", [4])],
-)
-def test_seeds_are_a_count_a_list_or_ranges(words, seeds):
-    assert run.parse_seeds(tuple(words.split())) == seeds
+def test_seeds_are_a_count_a_list_or_ranges():
+    meant = {"": [], "3": [1, 2, 3], "5 7 5": [5, 7], "11-13 20": [11, 12, 13, 20], "4-4": [4]}
+    assert {words: run.parse_seeds(tuple(words.split())) for words in meant} == meant
 
 
 def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
@@ -168,11 +169,8 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     folder = tmp_path / RUN
     first = harness(tmp_path)
     wait_for((folder / "checkpoint.pt").exists)
-    assert re.search(
-        r"1 running; the running ones take up to .* more\n.* running +\d+ / 100000",
-        harness(tmp_path, "--status").communicate()[0],
-        re.S,
-    )
+    row = r"1 running; the running ones take up to .* more\n.* running +\d+ / 100000"
+    assert re.search(row, said(tmp_path, "--status"), re.S)
     second = harness(tmp_path)
     error = f"error: {tmp_path} is in use by another benchmark: wait for it, or choose other --results\n"
     assert second.communicate() == ("", error) and second.returncode == 2
@@ -181,7 +179,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     (child,) = started(folder)
     wait_for(lambda: not alive(child["pid"]), 5)
     assert status(folder)["state"] == "running", "nobody was left to write"
-    assert re.search(r"1 stopped\n.* stopped +\d+ / 100000", harness(tmp_path, "--status").communicate()[0], re.S)
+    assert re.search(r"1 stopped\n.* stopped +\d+ / 100000", said(tmp_path, "--status"), re.S)
     again = harness(tmp_path)
     wait_for(lambda: len(started(folder)) == 2)
     again.send_signal(signal.SIGINT)
@@ -211,16 +209,13 @@ def test_a_paused_benchmark_stands_still_goes_on_and_ends_with_its_harness(tmp_p
     folder = tmp_path / RUN
     process = harness(tmp_path, "--flags=--delay 0.1")
     wait_for((folder / "checkpoint.pt").exists)
-    assert (
-        harness(tmp_path, "--pause").communicate()[0]
-        == "paused: the runs are stopped where they are; --resume goes on\n"
-    )
+    assert said(tmp_path, "--pause") == "paused: the runs are stopped where they are; --resume goes on\n"
     step = run.reached(folder)
     time.sleep(3)
     assert run.reached(folder) == step
-    assert harness(tmp_path, "--resume").communicate()[0] == "it goes on\n" and not list(tmp_path.glob(".pause*"))
+    assert said(tmp_path, "--resume") == "it goes on\n" and not list(tmp_path.glob(".pause*"))
     wait_for(lambda: run.reached(folder) > step)
-    harness(tmp_path, "--pause").wait()
+    said(tmp_path, "--pause")
     process.kill()
     process.communicate()
     (child,) = started(folder)
@@ -247,7 +242,7 @@ def test_the_time_budget_stops_what_runs_and_begins_nothing(tmp_path, capsys):
 
 
 def test_a_full_disk_stops_the_benchmark_with_one_line_and_its_processes(tmp_path, monkeypatch):
-    write, ended = run.write_atomically, tmp_path / "steps" / "Task-v0" / "1"
+    write, slow = run.write_atomically, tmp_path / "steps-slow" / "Task-v0" / "1"
 
     def full(path: Path, text: str) -> None:
         if '"done"' in text:
@@ -255,19 +250,17 @@ def test_a_full_disk_stops_the_benchmark_with_one_line_and_its_processes(tmp_pat
         write(path, text)
 
     monkeypatch.setattr(run, "write_atomically", full)
-    variant = ("slow=--delay 60",)
     with pytest.raises(InputError, match=f"No space left on device: {tmp_path}; put it right, and the same command"):
-        run.main(args(tmp_path, variant=variant, flags="--delay 0.5"))
-    slow = tmp_path / "steps-slow" / "Task-v0" / "1"
-    assert (ended / "eval.csv").exists() and not alive(started(slow)[0]["pid"]) and status(slow)["state"] == "stopped"
+        run.main(args(tmp_path, variant=("slow=--delay 60",), flags="--delay 0.5"))
+    assert (tmp_path / RUN / "eval.csv").exists() and status(slow)["state"] == "stopped"
+    assert not alive(started(slow)[0]["pid"])
 
 
 def test_an_algorithm_is_stopped_at_a_checkpoint_and_continued_on_an_own_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT / "tests")
     flags = "--no-compile --num-steps 32 --num-minibatches 1 --update-epochs 1 --eval-episodes 1 --checkpoint-every 256"
-    plan = args(
-        tmp_path, script=(), algorithms=("ppo",), tasks=("tiny_envs:Chain-v0",), flags=flags, total_timesteps=20_000
-    )
+    plan = args(tmp_path, script=(), algorithms=("ppo",), tasks=("tiny_envs:Chain-v0",), total_timesteps=20_000)
+    plan.flags = flags
     (job,) = run.plan(plan)
     begun = lambda: "seen" if (job.folder / "checkpoint.pt").exists() else ""  # noqa: E731
     assert run.execute([job], executors.Local(), 1, tmp_path, watch=begun) == "seen"
@@ -289,6 +282,8 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
         jobs = run.plan(plan)
         executor = executors.Ray(cluster.address, 1, 0, 3, [job.experiment.script for job in jobs])
         assert executor.slots == 2
+        with pytest.raises(InputError, match=r"--gpus 8: the cluster has 0; ask for less, or add some"):
+            executors.Ray(None, 1, 8, 3, [])
 
         def lose_a_machine() -> str:
             if len(cluster.list_all_nodes()) == 2 and all((job.folder / "checkpoint.pt").exists() for job in jobs):
@@ -310,10 +305,11 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
         assert rows == [f"{step},0,{job.seed},9" for step in range(100, 1600, 100)]
 
 
-def test_a_cluster_needs_ray_and_a_share_that_exists(tmp_path, monkeypatch):
+def test_a_cluster_needs_ray(tmp_path, monkeypatch):
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--executor ray needs Ray: pip install -r requirements-extra.txt"):
         run.main(args(tmp_path, executor="ray"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_travel_whole_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path, monkeypatch):

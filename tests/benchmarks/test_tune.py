@@ -33,7 +33,7 @@ def states(folder: Path) -> list[str]:
 
 
 def test_ranges_and_choices_are_a_search_space_and_its_settings_flags(tmp_path):
-    plan = args(tmp_path, range=("lr=1e-5:1e-3:log", "steps=5:64"), choice=("anneal-lr=true,false", "envs=8,16"))
+    plan = args(tmp_path, range=("lr=1e-5:1e-3:log", "steps=5:64", "anneal-lr=true,false", "envs=8,16"))
     space, d = tune.distributions(plan), optuna.distributions
     assert space == {
         "lr": d.FloatDistribution(1e-5, 1e-3, log=True), "steps": d.IntDistribution(5, 64),
@@ -49,7 +49,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
         ({"seeds": (10, 11)}, "--seeds 10 11: seeds 1 to 10 are for results, use 11 and up"),
         ({"seeds": ()}, "--seeds"),
         ({"range": ()}, "nothing to tune"), ({"range": ("gain=1",)}, "--range gain=1: "), ({"trials": 0}, "--trials 0"),
-        ({"range": ("gain=1:2:lin",)}, "may only be log"), ({"choice": ("delay=1",)}, "--choice delay=1: write"),
+        ({"range": ("gain=1:2:lin",)}, "may only be log"), ({"range": ("delay",)}, "--range delay: "),
         ({"tasks": ("A-v0", "B-v0=2")}, "several tasks need a scale"), ({"tasks": ("A-v0=x",)}, "write Hopper-v5=1200"),
         ({"algorithm": "dqn"}, "--algorithms dqn is unknown"), ({"tasks": ("A-v0=0",)}, "more than 0"),
     ):  # fmt: skip
@@ -80,8 +80,8 @@ def test_scores_are_means_of_the_latest_evaluations_over_their_scales_run_after_
 
 
 def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fresh_seeds(tmp_path, capsys):
-    plan = args(tmp_path, choice=("crash-at=900,800",))
-    words = ["--algorithm", STEPS, "--tasks", "Task-v0", "--range", "gain=1:100", "--choice", "crash-at=900,800"]
+    plan = args(tmp_path, range=("gain=1:100", "crash-at=900,800"), flags="--delay 1")
+    words = ["--algorithm", STEPS, "--tasks", "Task-v0", "--range", "gain=1:100", "--range", "crash-at=900,800"]
     words += ["--results", str(tmp_path), "--total-timesteps", "300", "--eval-every", "100", "--jobs", "2"]
     command = [sys.executable, tune.__file__, *words, "--flags=--delay 1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -89,7 +89,6 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     process.kill()
     process.wait()
     assert states(tmp_path) == ["RUNNING"]
-    plan.flags = "--delay 1"
     tune.main(plan)
     first, again, second = study(tmp_path).trials
     assert states(tmp_path) == ["FAIL", "COMPLETE", "COMPLETE"] and first.params == again.params
