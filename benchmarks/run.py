@@ -281,14 +281,12 @@ def experiments(args: Args) -> list[Experiment]:
     if not args.tasks or not (args.algorithms or args.script):
         raise InputError(f"no plan: name --algorithms or --script, and --tasks; or a --suite of {', '.join(SUITES)}")
     require_known("algorithms", args.algorithms, ALGORITHMS + PEERS)
-    sources = [(name, "") for name in args.algorithms]
     for path in map(Path, args.script):
-        if not path.is_file():
-            raise InputError(f"--script {path} does not exist: name a Python file")
+        if not path.is_file() or path.suffix != ".py":
+            raise InputError(f"--script {path} is no Python file: name one that ends in .py")
         if path.stem in ALGORITHMS + PEERS and path.resolve() != ROOT / "algorithms" / path.name:
             raise InputError(f"--script {path} would be taken for ours: rename it")
-        sources.append((path.stem, str(path)))
-    return [Experiment(name, task, 1_000_000, own_script=path) for name, path in sources for task in args.tasks]
+    return [Experiment(name, task, 1_000_000) for name in args.algorithms + args.script for task in args.tasks]
 
 
 def parse_flags(text: str) -> dict[str, str]:

@@ -206,6 +206,10 @@ def main(args: Args) -> None:
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(args.startup_trials, args.total_timesteps // args.eval_every // 2),
         )  # fmt: skip
+        plan = {name: str(getattr(args, name)) for name in ("tasks", "seeds", "total_timesteps", "eval_every", "flags")}
+        if (before := study.user_attrs.get("plan", plan)) != plan:  # scores of different plans cannot be compared
+            raise InputError(f"{results} holds a study with {before}, not {plan}: choose other --results")
+        study.set_user_attr("plan", plan)
         # a seed of its own for every start: drawing goes on instead of beginning again
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=args.startup_trials, seed=len(study.trials))
         for trial in study.get_trials(states=(states.RUNNING,)):  # when this program was killed

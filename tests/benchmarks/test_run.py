@@ -101,7 +101,7 @@ def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
         (suite | {"tasks": ("Ant-v5",)}, "--tasks Ant-v5 is unknown: choose from"), ({"tasks": ()}, "no plan"),
         (suite | {"algorithms": ("ppo",), "tasks": ("Reacher-v5",)}, "suite quick has none of ppo on Reacher-v5"),
         ({"algorithms": ("dqn",)}, "--algorithms dqn is unknown: choose from"),
-        ({"script": ("none.py",)}, "--script none.py does not exist"), ({"script": (str(clash),)}, "taken for ours"),
+        ({"script": ("none.py",)}, "--script none.py is no Python file"), ({"script": (str(clash),)}, "taken for ours"),
         ({"script": (str(broken),)}, f"--script {broken} is not valid Python"), ({"flags": "1"}, "begin with"),
         ({"seeds": ("x",)}, "--seeds x is not a seed"), ({"seeds": ("0",)}, "--seeds 0 names none"),
         ({"jobs": 0}, "--jobs 0 is out of range"), ({"time_budget": 0.0}, "--time-budget 0.0 is out of range"),

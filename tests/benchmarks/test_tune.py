@@ -68,9 +68,8 @@ def test_scores_are_means_of_the_latest_evaluations_over_their_scales_run_after_
     assert [str(job) for job in jobs] == [
         f"steps-gain=5 {task} seed {seed}" for seed in (11, 12) for task in ("A-v0", "B-v0")
     ]
-    for job, rows in zip(
-        jobs, (((0, 1), (100, 20), (300, 40), (300, 60)), ((0, 1), (100, 700)), ((300, 9),)), strict=False
-    ):
+    logs = ((0, 1), (100, 20), (300, 40), (300, 60)), ((0, 1), (100, 700)), ((300, 9),), ()
+    for job, rows in zip(jobs, logs, strict=True):
         job.folder.mkdir(parents=True)
         (job.folder / "config.json").write_text('{"args": {"total_timesteps": 300}}')
         text = "".join(f"{step},0,{value},9\n" for step, value in rows)
@@ -103,6 +102,9 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     entry = eval(text.splitlines()[-1], {"Experiment": run.Experiment})
     assert entry.label == "steps-tuned" and entry.script == Path(STEPS)
     assert text in capsys.readouterr().out
+    plan.total_timesteps = 400
+    with pytest.raises(InputError, match=r"holds a study with .*'total_timesteps': '300'"):
+        tune.main(plan)
 
 
 def test_a_trial_below_the_others_is_pruned_early_and_one_that_fails_does_not_end_the_study(tmp_path, monkeypatch):
