@@ -117,7 +117,7 @@ class Ray(Local):
         import ray
 
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"--address {address}: {' '.join(str(error).split())}") from error
         there, slots = ray.cluster_resources(), []

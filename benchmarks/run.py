@@ -427,7 +427,7 @@ def in_use(results: Path) -> bool:
 
 
 def overview(results: Path) -> str:
-    """The state of every run in a results folder, as its status.json and csv files tell."""
+    """The state of every run in a results folder, as its status.json and csv files tell. Raises InputError."""
     rows, left, alive = [], 0.0, in_use(results)
     for path in sorted(results.glob("*/*/*/harness/status.json")):
         folder, status = path.parent.parent, read_json(path)
@@ -438,6 +438,8 @@ def overview(results: Path) -> str:
             left = max(left, (total - step) / step * float(clock[1]))
         error = status["stderr_tail"].strip().rpartition("\n")[2] if state == "failed" else ""
         rows.append([*folder.relative_to(results).parts, state, f"{step} / {total}", last_evaluation(folder), error])
+    if not rows:
+        raise InputError(f"there are no runs in {results}: correct --results")
     table = pd.DataFrame(rows, columns=["algorithm", "task", "seed", "state", "step", "evaluation", "error"])
     more = f"; the running ones take up to {tqdm.format_interval(left)} more" if left else ""
     return f"{told(table['state'])}{more}\n" + table.to_string(index=False, float_format="%.1f", na_rep="-")

@@ -108,6 +108,7 @@ def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
         ({"variant": ("fast",)}, "--variant fast: write"), ({"variant": ("a=--seed 3",)}, "--seed is set by the plan"),
         ({"variant": ("a=--x 1", "a=--x 2")}, "steps-a on Task-v0 is in the plan twice"),
         ({"results": STEPS}, f"cannot write --results {STEPS}"), ({"pause": True}, "no benchmark is running in"),
+        ({"status": True}, "there are no runs in"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
             run.main(args(tmp_path / "out", **settings))
@@ -280,10 +281,11 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
         cluster.add_node(num_cpus=1)
         plan = args(tmp_path, seeds=("2",), total_timesteps=1500, flags="--delay 0.8", jobs=None)
         jobs = run.plan(plan)
+        with pytest.raises(InputError, match=r"--gpus 8: the cluster has 0; ask for less, or add some"):
+            executors.Ray(cluster.address, 1, 8, 3, [])
+        ray.shutdown()
         executor = executors.Ray(cluster.address, 1, 0, 3, [job.experiment.script for job in jobs])
         assert executor.slots == 2
-        with pytest.raises(InputError, match=r"--gpus 8: the cluster has 0; ask for less, or add some"):
-            executors.Ray(None, 1, 8, 3, [])
 
         def lose_a_machine() -> str:
             if len(cluster.list_all_nodes()) == 2 and all((job.folder / "checkpoint.pt").exists() for job in jobs):
