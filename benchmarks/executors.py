@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from records import InputError
 from suites import ROOT
 from tqdm import tqdm
 
@@ -30,11 +30,7 @@ if os.getppid() == int(sys.argv[1]):  # otherwise it has ended already
 """
 
 
-class InputError(Exception):
-    """What was asked for cannot be done: one line with what, value and remedy."""
-
-
-def launch(words: list[str], logs: Path, cwd: Path | None = None) -> subprocess.Popen:
+def launch(words: list[str], logs: Path, cwd: str | None = None) -> subprocess.Popen:
     """Start `python WORDS` with one thread and its output in logs/; on Linux it ends with the calling thread.
 
     It has a session of its own, so that Ctrl-C reaches only the harness.
@@ -58,28 +54,25 @@ def hardware() -> str:
 
 
 class Local:
-    """Runs as processes of this machine."""
+    """Runs as processes of this machine; `slots` is how many at a time, unless the user says."""
 
     pause_note = "the runs are stopped where they are"
 
     def __init__(self) -> None:
+        self.slots = os.cpu_count() or 1
         self.processes: set[subprocess.Popen] = set()
         self.lock = threading.Lock()  # a process is either started before a stop or a pause, or not at all
         self.stopped, self.paused_at, self.pauses = False, None, 0.0
 
-    def slots(self) -> int:
-        """Runs at a time, unless the user says how many."""
-        return os.cpu_count() or 1
-
     def clock(self) -> float:
-        """Seconds, without those of pauses."""
+        """Seconds, without those in which the runs stood still."""
         return (self.paused_at or time.monotonic()) - self.pauses
 
-    def run(self, job: Any) -> int | None:
-        """Make the run, in the calling thread; returns its exit code, None if it was not begun or was stopped."""
+    def run(self, job: Any) -> tuple[int | None, str]:
+        """Make the run, in the calling thread; returns (exit code or None if it was stopped, hardware)."""
         with self.lock:
             if self.stopped:
-                return None
+                return None, ""
             process = launch(job.command()[1:], job.folder / "harness")
             self.processes.add(process)
             if self.paused_at:
@@ -87,22 +80,15 @@ class Local:
         code = process.wait()
         with self.lock:
             self.processes.remove(process)
-            return None if self.stopped else code
+            return None if self.stopped else code, hardware()
 
     def pause(self, wanted: bool) -> None:
         """Stop the processes where they are, or let them go on."""
         with self.lock:
             for process in self.processes:
                 process.send_signal(signal.SIGSTOP if wanted else signal.SIGCONT)
-            self.note_pause(wanted)
-
-    def note_pause(self, wanted: bool) -> None:
-        """Stop the clock, or let it go on."""
-        if wanted:
-            self.paused_at = time.monotonic()
-        elif self.paused_at:
-            self.pauses += time.monotonic() - self.paused_at
-            self.paused_at = None
+            self.pauses += 0 if wanted else time.monotonic() - self.paused_at
+            self.paused_at = time.monotonic() if wanted else None
 
     def stop(self) -> None:
         """End all runs, at once: their last checkpoint is what they go on from."""
@@ -111,18 +97,17 @@ class Local:
             for process in self.processes:
                 process.kill()
 
-    def close(self) -> None:
-        """Give back what was claimed."""
-
 
 class Ray(Local):
     """Runs as tasks of a Ray cluster, whose machines need the packages of requirements.txt and share no disk.
 
-    Scripts and the modules of the current folder travel with the tasks. Each sends what changes in its run folder; one
-    whose machine is lost is started on another, from the last checkpoint that arrived, `attempts` times at most.
+    Scripts and the modules of the current folder travel with the tasks. Each sends the files of its run folder; one
+    whose machine is lost is started on another, from the last checkpoint that arrived, `attempts` times at most. Raises
+    InputError without Ray, without the cluster, or if a run needs more than the cluster has.
     """
 
     pause_note = "no further runs begin; those on the cluster go on"
+    clock = staticmethod(time.monotonic)
 
     def __init__(self, address: str | None, cpus: float, gpus: float, attempts: int, scripts: list[Path]) -> None:
         super().__init__()
@@ -131,120 +116,89 @@ class Ray(Local):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        self.ray, self.attempts, self.share = ray, attempts, {"num_cpus": cpus, "num_gpus": gpus}
-        self.code = tempfile.TemporaryDirectory(prefix="gradus-code-")
-        for script in {*ROOT.glob("algorithms/*.py"), *ROOT.glob("benchmarks/*.py"), *scripts}:
-            copy = Path(self.code.name, self.place(script))
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(script, copy)
-        for module in Path.cwd().glob("*.py"):  # own environments
-            shutil.copy(module, self.code.name)
         try:
-            ray.init(address, runtime_env={"working_dir": self.code.name}, log_to_driver=False, logging_level="ERROR")
+            ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"--address {address}: {' '.join(str(error).split())}") from error
+        there, slots = ray.cluster_resources(), []
         for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-            if wanted > (there := ray.cluster_resources().get(name, 0)):
-                raise InputError(
-                    f"--{name.lower()}s {wanted:g}: the cluster has {there:g}; ask for less, or add machines"
-                )
+            if wanted > (amount := there.get(name, 0)):
+                raise InputError(f"--{name.lower()}s {wanted:g}: the cluster has {amount:g}; ask for less, or add some")
+            slots += [int(amount / wanted + 1e-9)] if wanted else []
+        self.ray, self.attempts, self.slots = ray, attempts, min(slots)
+        code = {place(path): path.read_bytes() for path in {*ROOT.glob("algorithms/*.py"), *scripts}}
+        self.code = ray.put(code | {path.name: path.read_bytes() for path in Path.cwd().glob("*.py")})
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the cluster has no such module
-        self.task = ray.remote(max_retries=0, num_returns="streaming", **self.share)(train_on_cluster)
+        task = ray.remote(max_retries=0, num_returns="streaming", num_cpus=cpus, num_gpus=gpus)
+        self.task = task(train_on_cluster)
 
-    @staticmethod
-    def place(script: Path) -> str:
-        """Where a script lies among the code that travels with the tasks."""
-        script = script.resolve()
-        return str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else f"scripts/{script.name}"
-
-    def slots(self) -> int:
-        there = self.ray.cluster_resources()
-        shares = (there.get("CPU", 0), self.share["num_cpus"]), (there.get("GPU", 0), self.share["num_gpus"])
-        return max(1, min(int(amount / share) for amount, share in shares if share))
-
-    def run(self, job: Any) -> int | None:
-        script, problem = self.place(job.experiment.script), ""
+    def run(self, job: Any) -> tuple[int | None, str]:
         for attempt in range(self.attempts):
-            task = self.task.remote(script, job.words(), f"runs/{job.experiment.label}", changes(job.folder, {}))
+            files = files_of(job.folder)
+            task = self.task.remote(self.code, place(job.experiment.script), job.words(), files)
             try:
-                for result in self.results(task):
-                    if isinstance(result, dict):
+                while not self.stopped:
+                    if self.ray.wait([task], timeout=1)[0]:
+                        result = self.ray.get(next(task))
+                        if not isinstance(result, dict):
+                            return result
                         write_files(job.folder, result)
-                    else:
-                        code, job.status["hardware"] = result
-                        return code
-                return None
+                self.ray.cancel(task)
+                return None, ""
             except self.ray.exceptions.RayTaskError as error:  # a fault that another machine would have, too
                 problem = str(error)
                 break
             except self.ray.exceptions.RayError as error:
                 problem = f"lost {attempt + 1} machines, the last by {type(error).__name__}: {error}"
                 tqdm.write(f"{job}: its machine was lost ({type(error).__name__}); another goes on")
-        (job.folder / "harness").mkdir(parents=True, exist_ok=True)
         (job.folder / "harness" / "stderr.log").write_text(problem)
-        return 1
+        return 1, ""
 
-    def results(self, task: Any) -> Iterator[Any]:
-        """What a task yields, as it comes; ends early, and the task with it, when the harness stops."""
-        while not self.stopped:
-            if self.ray.wait([task], timeout=1)[0]:
-                try:
-                    yield self.ray.get(next(task))
-                except StopIteration:
-                    return
-        self.ray.cancel(task)
 
-    def pause(self, wanted: bool) -> None:
-        self.note_pause(wanted)
-
-    def close(self) -> None:
-        self.ray.shutdown()
-        self.code.cleanup()
+def place(script: Path) -> str:
+    """Where a script lies among the code that travels with the tasks."""
+    return str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else f"scripts/{script.name}"
 
 
 def train_on_cluster(
-    script: str, words: list[str], name: str, files: dict[str, bytes], seconds: float = 5
+    code: dict[str, bytes], script: str, words: list[str], files: dict[str, bytes]
 ) -> Iterator[dict[str, bytes] | tuple[int, str]]:
     """Task of the cluster: go on with the run of `files` (path in the run folder -> content), or begin one.
 
-    Yields the files that change, every so many seconds the logs, and all of them when there is a new checkpoint and at
-    the end; at last the exit code and the hardware.
+    Yields the logs every five seconds, all files when there is a new checkpoint and at the end; at last the exit code
+    and the hardware.
     """
     with tempfile.TemporaryDirectory(prefix="gradus-run-") as home:
-        for part in os.listdir():  # the working directory that came with the task
-            os.symlink(os.path.abspath(part), os.path.join(home, part))
-        folder, seen = Path(home, name), {}
+        folder, sent = Path(home, "run"), None
+        write_files(Path(home), code)
         write_files(folder, files)
         where = "--resume" if (folder / "config.json").exists() else "--run-dir"
-        process = launch([script, *words, where, name], folder / "harness", Path(home))
+        process = launch([script, *words, where, "run"], folder / "harness", home)
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(seconds)
-                if process.poll() is None and (changed := changes(folder, seen, logs_only=True)):
-                    yield changed
-            yield changes(folder, seen)
+                    process.wait(5)
+                saved = (folder / "checkpoint.pt").exists() and (folder / "checkpoint.pt").stat().st_mtime_ns
+                yield files_of(folder, logs_only=saved == sent)
+                sent = saved
+            yield files_of(folder)
             yield process.returncode, hardware()
         finally:
             process.kill()
             process.wait()
 
 
-def changes(folder: Path, seen: dict[str, tuple[int, int]], logs_only: bool = False) -> dict[str, bytes]:
-    """Content of a run folder's files that are not as in `seen` (path -> time and size), which is brought up to date.
+def files_of(folder: Path, logs_only: bool = False) -> dict[str, bytes]:
+    """Content of a run folder's files (path -> content); with `logs_only` of csv and json files.
 
-    With `logs_only`, others than csv and json files only if there is a new checkpoint. The checkpoint is read first:
-    the logs, which only grow, must not be shorter than it says.
+    The checkpoint is read first: the logs, which only grow, must not be shorter than it says.
     """
-    found, checkpoint = {}, folder / "checkpoint.pt"
-    paths = [path for path in sorted(folder.rglob("*"), key=lambda p: (p != checkpoint, p)) if path.is_file()]
-    for path in paths:
-        name, stat = str(path.relative_to(folder)), path.stat()
-        ignored = path.name in (".lock", "status.json") or path.suffix == ".tmp"
-        light = path.suffix in (".csv", ".json") or path == checkpoint or "checkpoint.pt" in found
-        if not ignored and (light or not logs_only) and seen.get(name) != (stat.st_mtime_ns, stat.st_size):
-            seen[name], found[name] = (stat.st_mtime_ns, stat.st_size), path.read_bytes()
-    return found
+    paths = [path for path in folder.rglob("*") if path.suffix in (".csv", ".json") or not logs_only]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(paths, key=lambda path: path.name != "checkpoint.pt")
+        if path.suffix != ".tmp" and path.name not in (".lock", "status.json") and path.is_file()
+    }
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

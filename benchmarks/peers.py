@@ -12,7 +12,6 @@ new episodes, as ours do, but is not byte for byte the uninterrupted one. Needs 
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import io
 import json
@@ -21,29 +20,22 @@ import pickle
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
+import pandas as pd
 import torch
 import tyro
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "algorithms"))
-from ppo import (  # noqa: E402
-    RunFailed,
-    UserError,
-    VectorEnvs,
-    evaluate,
-    make_env,
-    read,
-    refuse_changes,
-    seeds,
-    summary,
+from ppo import (  # noqa: E402, I001
+    RunFailed, UserError, VectorEnvs, evaluate, make_env, new_folder, read, refuse_changes, seeds, summary,
     write_atomically,
-)
+)  # fmt: skip
 
 try:
     import sb3_contrib
@@ -56,17 +48,28 @@ except ImportError:
     print("error: Stable-Baselines3 is missing: pip install -r requirements-extra.txt", file=sys.stderr)
     sys.exit(2)
 
-WIDE = {"net_arch": [400, 300]}
-TUNED = {  # of PPO
-    "log_std_init": -2, "ortho_init": False, "activation_fn": torch.nn.ReLU,
-    "net_arch": {"pi": [256, 256], "vf": [256, 256]},
+NOISE = {
+    "learning_starts": 10_000, "learning_rate": 1e-3, "batch_size": 256, "train_freq": 1, "gradient_steps": 1,
+    "policy_kwargs": {"net_arch": [400, 300]}, "noise": 0.1,
 }  # fmt: skip
-NOISE = {"learning_starts": 10_000, "learning_rate": 1e-3, "batch_size": 256, "train_freq": 1, "gradient_steps": 1,
-         "policy_kwargs": WIDE, "noise": 0.1}  # fmt: skip
+WIDE = {
+    "policy_kwargs": {
+        "log_std_init": -2, "ortho_init": False, "activation_fn": torch.nn.ReLU,
+        "net_arch": {"pi": [256, 256], "vf": [256, 256]},
+    }
+}  # fmt: skip
 SWIMMER = {"Swimmer": {"gamma": 0.9999}}
 
+
+def tuned(*values: float) -> dict[str, float]:
+    """PPO's settings for a task, in this order."""
+    names = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "learning_rate", "clip_range", "ent_coef",
+             "vf_coef", "max_grad_norm")  # fmt: skip
+    return dict(zip(names, values, strict=True))
+
+
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    # algorithm -> task, or "all" for every task (a task's own are added, and for PPO take the place of all others)
+    # algorithm -> task, or "all" for every task, to which a task's own are added
     "sb3-a2c": {"all": {"normalize": True}, **SWIMMER},
     "sb3-ddpg": {"all": NOISE, **SWIMMER},
     "sb3-td3": {"all": NOISE, **SWIMMER},
@@ -82,41 +85,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sb3-ppo": {
         "all": {"normalize": True},
-        "HalfCheetah": {
-            "batch_size": 64, "n_steps": 512, "gamma": 0.98, "learning_rate": 2.0633e-05, "ent_coef": 0.000401762,
-            "clip_range": 0.1, "n_epochs": 20, "gae_lambda": 0.92, "max_grad_norm": 0.8, "vf_coef": 0.58096,
-            "policy_kwargs": TUNED,
-        },
-        "Hopper": {
-            "batch_size": 32, "n_steps": 512, "gamma": 0.999, "learning_rate": 9.80828e-05, "ent_coef": 0.00229519,
-            "clip_range": 0.2, "n_epochs": 5, "gae_lambda": 0.99, "max_grad_norm": 0.7, "vf_coef": 0.835671,
-            "policy_kwargs": TUNED,
-        },
-        "Walker2d": {
-            "batch_size": 32, "n_steps": 512, "gamma": 0.99, "learning_rate": 5.05041e-05, "ent_coef": 0.000585045,
-            "clip_range": 0.1, "n_epochs": 20, "gae_lambda": 0.95, "max_grad_norm": 1, "vf_coef": 0.871923,
-        },
-        "Humanoid": {
-            "batch_size": 256, "n_steps": 512, "gamma": 0.95, "learning_rate": 3.56987e-05, "ent_coef": 0.00238306,
-            "clip_range": 0.3, "n_epochs": 5, "gae_lambda": 0.9, "max_grad_norm": 2, "vf_coef": 0.431892,
-            "policy_kwargs": TUNED,
-        },
-        "InvertedDoublePendulum": {
-            "batch_size": 512, "n_steps": 128, "gamma": 0.98, "learning_rate": 0.000155454, "ent_coef": 1.05057e-06,
-            "clip_range": 0.4, "n_epochs": 10, "gae_lambda": 0.8, "max_grad_norm": 0.5, "vf_coef": 0.695929,
-        },
-        "InvertedPendulum": {
-            "batch_size": 64, "n_steps": 32, "gamma": 0.999, "learning_rate": 0.000222425, "ent_coef": 1.37976e-07,
-            "clip_range": 0.4, "n_epochs": 5, "gae_lambda": 0.9, "max_grad_norm": 0.3, "vf_coef": 0.19816,
-        },
-        "Reacher": {
-            "batch_size": 32, "n_steps": 512, "gamma": 0.9, "learning_rate": 0.000104019, "ent_coef": 7.52585e-08,
-            "clip_range": 0.3, "n_epochs": 5, "gae_lambda": 1.0, "max_grad_norm": 0.9, "vf_coef": 0.950368,
-        },
-        "Swimmer": {
-            "num_envs": 4, "n_steps": 1024, "batch_size": 256, "gamma": 0.9999, "learning_rate": 6e-4,
-            "gae_lambda": 0.98,
-        },
+        "HalfCheetah": tuned(512, 64, 20, 0.98, 0.92, 2.0633e-05, 0.1, 0.000401762, 0.58096, 0.8) | WIDE,
+        "Hopper": tuned(512, 32, 5, 0.999, 0.99, 9.80828e-05, 0.2, 0.00229519, 0.835671, 0.7) | WIDE,
+        "Walker2d": tuned(512, 32, 20, 0.99, 0.95, 5.05041e-05, 0.1, 0.000585045, 0.871923, 1),
+        "Humanoid": tuned(512, 256, 5, 0.95, 0.9, 3.56987e-05, 0.3, 0.00238306, 0.431892, 2) | WIDE,
+        "InvertedDoublePendulum": tuned(128, 512, 10, 0.98, 0.8, 0.000155454, 0.4, 1.05057e-06, 0.695929, 0.5),
+        "InvertedPendulum": tuned(32, 64, 5, 0.999, 0.9, 0.000222425, 0.4, 1.37976e-07, 0.19816, 0.3),
+        "Reacher": tuned(512, 32, 5, 0.9, 1.0, 0.000104019, 0.3, 7.52585e-08, 0.950368, 0.9),
+        "Swimmer": {"num_envs": 4, "n_steps": 1024, "batch_size": 256, "gamma": 0.9999, "learning_rate": 6e-4,
+                    "gae_lambda": 0.98},
     },
 }  # fmt: skip
 """Keyword arguments of the library's classes; normalize: VecNormalize of observations and rewards; noise: of actions.
@@ -142,7 +119,7 @@ class Args:
     threads: int = 1
     """CPU threads of PyTorch (>= 1)."""
     run_dir: str | None = None
-    """Run folder; default runs/ENV_ID/ALGORITHM/SEED-TIME. An existing run is never overwritten."""
+    """Run folder; default runs/ENV_ID/ALGORITHM/SEED-CHANGES-TIME. An existing run is never overwritten."""
     eval_every: int = 20_000
     """Environment steps between evaluations (>= 1); the first is at step 0, the last at the end."""
     eval_episodes: int = 10
@@ -172,8 +149,7 @@ class Peer:
         envs = DummyVecEnv([lambda: Monitor(make_env(args.env_id))] * chosen.pop("num_envs", 1))
         self.statistics, seed = None, seeds(args.seed, 4, saved["step"] if saved else 0, n=1)[0] % 2**31
         if chosen.pop("normalize", False):
-            discount = {"gamma": chosen["gamma"]} if "gamma" in chosen else {}
-            self.statistics = VecNormalize(envs, **discount)
+            self.statistics = VecNormalize(envs, gamma=chosen.get("gamma", 0.99))  # 0.99: the library's default
             if saved:
                 self.statistics = pickle.loads(saved["statistics"])
                 self.statistics.set_venv(envs)
@@ -181,7 +157,7 @@ class Peer:
         if saved:
             self.model = model.load(io.BytesIO(saved["model"]), envs, args.device)
             self.model.set_random_seed(seed)
-            self.model.__dict__ |= pickle.loads(saved["memory"])
+            self.model.replay_buffer = pickle.loads(saved["memory"])
             return
         if noise := chosen.pop("noise", None):
             size = envs.action_space.shape
@@ -192,8 +168,8 @@ class Peer:
         """Everything that training goes on from, but the environments."""
         model = io.BytesIO()
         self.model.save(model)
-        memory = {name: value for name, value in vars(self.model).items() if name == "replay_buffer"}
-        return {"model": model.getvalue(), "statistics": pickle.dumps(self.statistics), "memory": pickle.dumps(memory)}
+        memory = pickle.dumps(getattr(self.model, "replay_buffer", None))
+        return {"model": model.getvalue(), "statistics": pickle.dumps(self.statistics), "memory": memory}
 
     def act(self, s: torch.Tensor) -> torch.Tensor:
         """The deterministic policy in environment units; s is [n, obs] as the environments give it."""
@@ -226,44 +202,36 @@ class Recorder(BaseCallback):
 
     def record(self, step: int, last: bool = False) -> None:
         """Log, evaluate and save what is due at this step."""
-        due = {name: last or step // every > self.before // every for name, every in (
-            ("log", self.args.log_every), ("eval", self.args.eval_every), ("save", self.args.checkpoint_every)
-        )}  # fmt: skip
-        self.before = step
-        if due["log"]:
+        before, self.before, args = self.before, step, self.args
+        if last or step // args.log_every > before // args.log_every:
             self.write("train", self.episodes)
             (logged, then), now, self.episodes = self.logged, time.perf_counter(), []
             speed = (step - logged) / (now - then)
             self.write("metrics", [{"step": step, "seconds": now - self.started, "steps_per_second": speed}])
             self.logged = step, now
-        if due["eval"] or step == 0:
-            episodes = evaluate(self.peer, self.envs, self.args.seed, self.args.eval_episodes, "cpu")
+        if last or step == 0 or step // args.eval_every > before // args.eval_every:
+            episodes = evaluate(self.peer, self.envs, args.seed, args.eval_episodes, "cpu")
             self.write("eval", [{"step": step, "episode": k} | episode for k, episode in enumerate(episodes)])
-            print(f"step {step}/{self.args.total_timesteps}: {summary(episodes)}")
-        if due["save"]:
+            print(f"step {step}/{args.total_timesteps}: {summary(episodes)}")
+        if last or step // args.checkpoint_every > before // args.checkpoint_every:
             logs = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
             saved = {"step": step, "seconds": time.perf_counter() - self.started, "logs": logs, **self.peer.state()}
             write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(saved, file))
 
     def write(self, log: str, rows: list[dict[str, Any]]) -> None:
         """Add rows, below a header if they are the first, to a csv file."""
-        with open(self.folder / f"{log}.csv", "a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0] if rows else ())
-            if rows and file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
+        if rows:
+            with open(self.folder / f"{log}.csv", "a", newline="") as file:
+                pd.DataFrame(rows).to_csv(file, header=file.tell() == 0, index=False)
 
 
 def train(args: Args) -> Path:
     """Train from scratch or from `args.resume`; returns the run folder. Raises UserError."""
-    for name in ("total_timesteps", "threads", "eval_every", "eval_episodes", "checkpoint_every", "log_every"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} is out of range: use at least 1")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} is out of range: use at least 0")
+    for name in ("seed", "total_timesteps", "threads", "eval_every", "eval_episodes", "checkpoint_every", "log_every"):
+        if (value := getattr(args, name)) < (least := int(name != "seed")):
+            raise UserError(f"--{name.replace('_', '-')} {value} is out of range: use at least {least}")
     torch.set_num_threads(args.threads)
-    default = f"runs/{args.env_id.replace(':', '-')}/{args.algorithm}/{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(args.resume or args.run_dir or default)
+    folder = Path(args.resume or args.run_dir or new_folder(args, args.algorithm))
     checkpoint = folder / "checkpoint.pt"
     if not args.resume and (folder / "config.json").exists():
         raise UserError(f"{folder} holds a run already: choose another --run-dir, or continue with --resume")
@@ -280,15 +248,13 @@ def train(args: Args) -> Path:
         if (path := folder / f"{log}.csv").exists():
             os.truncate(path, saved["logs"].get(path.name, 0) if saved else 0)
     config = read(folder / "config.json") if args.resume else {"algorithm": args.algorithm, "id": f"{time.time_ns():x}"}
-    packages = {"torch": torch, "numpy": np, "gymnasium": gym, "stable_baselines3": stable_baselines3,
-                "sb3_contrib": sb3_contrib}  # fmt: skip
+    packages = ("torch", "numpy", "gymnasium", "mujoco", "stable_baselines3", "sb3_contrib")
     config |= {
         "source": "sb3-contrib" if args.algorithm == "sb3-trpo" else "stable-baselines3",
         "args": asdict(replace(args, run_dir=str(folder), resume=None, device=str(peer.model.device))),
         "settings": {name: str(value) for name, value in settings_for(args.algorithm, args.env_id).items()},
         "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "versions": {name: package.__version__ for name, package in packages.items()}
-        | {"python": sys.version.split()[0]},
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
         "commands": [*config.get("commands", []), ["python", *sys.argv]],
     }
     write_atomically(folder / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))

@@ -9,42 +9,38 @@
 Run folders are RESULTS/LABEL/ENV_ID/SEED, the label being ALGORITHM or ALGORITHM-VARIANT; harness/ in them holds
 status.json and what the script printed. However it ended, the same command continues: finished runs are left alone,
 runs with a checkpoint resumed, others begun, failed ones tried again, --attempts times in all. The runs end with the
-harness, be it by Ctrl-C, --time-budget or (on Linux) kill -9. --pause and --resume, from another terminal, make room
-for a timing. The exit code is 0 if every run is done, 1 if one failed, 2 for what the user can put right, 130 if
-interrupted.
+harness, be it by Ctrl-C, --time-budget or (on Linux) kill -9. The exit code is 0 if no run failed, 1 if one did, 2 for
+what the user can put right, 130 if interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import tyro
-from executors import InputError, Local, Ray, hardware
+from executors import Local, Ray
+from executors import hardware as hardware  # for speed.py
 from filelock import FileLock, Timeout
-from records import code_sha256, read_json, write_atomically
+from records import InputError, code_sha256, read_json, read_run_folder, write_atomically
 from rich.console import Console
-from rich.table import Table
 from suites import ALGORITHMS, PEERS, ROOT, SUITES, Experiment
 from tqdm import tqdm
 
-COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
 RESERVED = {"env-id", "seed", "total-timesteps", "run-dir", "resume", "evaluate"}
 
 
@@ -77,13 +73,13 @@ class Args:
     """How often a run may fail before repeating the command leaves it alone (>= 1), and on a cluster how many machines
     one command may lose on a run."""
     time_budget: float | None = None
-    """Hours (> 0) after which all runs are stopped."""
+    """Hours (>= 0.001) after which all runs are stopped."""
     executor: Literal["local", "ray"] = "local"
     """Processes of this machine, or tasks of a Ray cluster (pip install -r requirements-extra.txt)."""
     address: str | None = None
     """Address of the Ray cluster; default one of this machine only."""
     cpus: float = 1
-    """CPUs of a run on the cluster (> 0)."""
+    """CPUs of a run on the cluster (>= 0.001)."""
     gpus: float = 0
     """GPUs, or a share of one, of a run on the cluster (>= 0)."""
     dry_run: bool = False
@@ -104,13 +100,37 @@ class Args:
 
 @dataclass
 class Job:
-    """One planned run."""
+    """One planned run and what is known of it. Raises InputError if its folder is that of a run with other settings."""
 
     experiment: Experiment
     seed: int
-    folder: Path
-    status: dict[str, Any] = field(default_factory=dict)
-    """Content of harness/status.json; `failures` counts the starts that failed."""
+    results: Path
+
+    def __post_init__(self) -> None:
+        e, script = self.experiment, self.experiment.script
+        self.folder = self.results / e.label / e.env_id.replace(":", "-").replace("/", "-") / str(self.seed)
+        known, begun = read_json(self.folder / "harness" / "status.json"), (self.folder / "config.json").exists()
+        plan = {"flags": e.flags, "total_timesteps": e.total_timesteps}
+        if (made := {name: known.get(name, "unknown") for name in plan}) != plan:
+            if begun:
+                raise InputError(f"{self.folder} is a run with {made}, not {plan}: choose other --results")
+            known = {}
+        code, commit = version_of(script, script.stat().st_mtime_ns)
+        if known.get("state") == "running":  # its harness was killed
+            known["seconds"] = float((last_row(self.folder / "metrics.csv") or [0, 0])[1])
+        if is_done(self.folder):
+            state = "done"
+        elif known.get("state") == "failed":
+            state = "failed"
+        else:
+            state = "stopped" if begun else "waiting"
+        if not begun:
+            known |= {"code_sha256": code, "commit": commit}
+        elif state != "done" and known["code_sha256"] != code:
+            known |= {"code_sha256": "changed while the run was made", "commit": None}
+        nothing = {"seconds": 0.0, "failures": 0, "exit_code": None, "stderr_tail": "", "hardware": "unknown"}
+        self.status = plan | nothing | known | {"label": e.label, "reason": e.reason, "state": state}
+        """Content of harness/status.json; `failures` counts the starts that failed."""
 
     def __str__(self) -> str:
         return f"{self.experiment.label} {self.experiment.env_id} seed {self.seed}"
@@ -127,40 +147,9 @@ class Job:
         where = "--resume" if (self.folder / "config.json").exists() else "--run-dir"
         return ["python", os.path.relpath(self.experiment.script), *self.words(), where, str(self.folder)]
 
-    def look(self) -> None:
-        """Set the status from what is in the folder. Raises InputError if that is a run of other settings."""
-        e, config = self.experiment, read_json(self.folder / "config.json")
-        before = read_json(self.folder / "harness" / "status.json")
-        code, sha256, commit = version_of(e.script, e.script.stat().st_mtime_ns)
-        wanted = {"flags": e.flags, "total_timesteps": e.total_timesteps}
-        here = {name: before.get(name, value) for name, value in wanted.items()}
-        here["total_timesteps"] = config.get("args", {}).get("total_timesteps", here["total_timesteps"])
-        if config and here != wanted:
-            raise InputError(f"{self.folder} is a run with {here}, not {wanted}: choose other --results")
-        known = before if here == wanted else {}
-        if config and not known:  # started by hand
-            same = config.get("script_sha256") == sha256
-            known = {"code_sha256": code if same else "unknown", "commit": commit if same else None}
-        if known.get("state") == "running":  # its harness was killed
-            known["seconds"] = float((last_row(self.folder / "metrics.csv") or [0, 0])[1])
-        known["state"] = (
-            "done" if is_done(self.folder) else "failed" if known.get("state") == "failed"
-            else "stopped" if config else "waiting"
-        )  # fmt: skip
-        if not config:
-            known |= {"code_sha256": code, "commit": commit}
-        elif known["state"] != "done" and known.get("code_sha256") != code:
-            known |= {"code_sha256": "changed while the run was made", "commit": None}
-        self.status = {
-            **wanted, "label": e.label, "reason": e.reason, "seconds": 0.0, "failures": 0, "exit_code": None,
-            "stderr_tail": "", "hardware": "unknown", "command": self.command(),
-            "code_sha256": "unknown", "commit": None, **known,
-        }  # fmt: skip
-
     def write(self, **changes: Any) -> None:
         """Change the status, in status.json too."""
-        config = read_json(self.folder / "config.json")
-        self.status |= changes | {"versions": config.get("versions", {}), "script_sha256": config.get("script_sha256")}
+        self.status |= changes
         (self.folder / "harness").mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "harness" / "status.json", json.dumps(self.status, indent=2) + "\n")
 
@@ -171,23 +160,22 @@ class Job:
         if executor.stopped:
             return
         began = executor.clock()
-        self.write(state="running", command=self.command(), hardware=hardware())  # on a cluster replaced later
+        self.write(state="running")
         tqdm.write(f"{self}: running")
-        code = executor.run(self)
-        log = self.folder / "harness" / "stderr.log"
-        tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        code, machine = executor.run(self)
+        config, tail = read_json(self.folder / "config.json"), ""
         if is_done(self.folder):
             state = "done"
         elif code is None:
-            state = "stopped" if (self.folder / "config.json").exists() else "waiting"
+            state = "stopped" if config else "waiting"
         else:
-            state, name = "failed", signal.Signals(-code).name if code < 0 else ""
-            tail += f"killed by {name}\n" if name else "ended before its last evaluation\n" if code == 0 else ""
+            state, tail = "failed", (self.folder / "harness" / "stderr.log").read_text(errors="replace")[-2000:]
+            if code <= 0:
+                tail += f"killed by {signal.Signals(-code).name}\n" if code else "ended before its last evaluation\n"
         seconds, failures = self.status["seconds"] + executor.clock() - began, self.status["failures"]
-        device = read_json(self.folder / "config.json").get("args", {}).get("device", "unknown")
-        self.write(state=state, exit_code=code, stderr_tail=tail, seconds=round(seconds, 1),
-                   failures=failures + (state == "failed"),
-                   hardware=f"{self.status['hardware']}, device {device}")  # fmt: skip
+        hardware = f"{machine or 'unknown'}, device {config.get('args', {}).get('device', 'unknown')}"
+        self.write(state=state, exit_code=code, stderr_tail=tail, seconds=round(seconds, 1), hardware=hardware,
+                   failures=failures + (state == "failed"))  # fmt: skip
         tqdm.write(f"{self}: {state} at step {reached(self.folder)} ({seconds:.0f} s)")
 
 
@@ -213,17 +201,28 @@ def reached(folder: Path) -> int:
     return max(int((last_row(folder / f"{log}.csv") or [0])[0]) for log in ("metrics", "eval"))
 
 
-@functools.cache
-def version_of(script: Path, modified: int) -> tuple[str, str, str | None]:
-    """Hashes of a script's code and file, and its Git commit: None if it is in no repository, or changed since.
+def last_evaluation(folder: Path) -> float:
+    """Mean return of a run's last evaluation, NaN if there is none."""
+    returns = read_run_folder(folder)[0]["return"]
+    return returns.iloc[-1] if len(returns) else float("nan")
 
-    It is looked up once per time of modification.
+
+@functools.cache
+def version_of(script: Path, modified: int) -> tuple[str, str | None]:
+    """Hash of a script's code, and its Git commit: None if it is in no repository, or changed since.
+
+    It is looked up once per time of modification. Raises InputError if it is no Python.
     """
-    git = ["git", "-C", str(script.parent)]
-    commands = ["ls-files", "--error-unmatch", script.name], ["diff", "--quiet", "HEAD", "--", script.name]
-    clean = all(subprocess.run([*git, *command], capture_output=True).returncode == 0 for command in commands)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() if clean else None
-    return code_sha256(script), hashlib.sha256(script.read_bytes()).hexdigest(), head
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(script.parent), *words], capture_output=True, text=True)
+
+    known = git("ls-files", "--error-unmatch", script.name).returncode == 0
+    clean = known and git("diff", "--quiet", "HEAD", "--", script.name).returncode == 0
+    try:
+        return code_sha256(script), git("rev-parse", "HEAD").stdout.strip() if clean else None
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"--script {script} is not valid Python ({error}): correct it") from error
 
 
 # ======================================================================================================================
@@ -233,84 +232,67 @@ def version_of(script: Path, modified: int) -> tuple[str, str, str | None]:
 
 def plan(args: Args) -> list[Job]:
     """All runs, seed by seed, so that a plan cut short has whole seeds. Raises InputError."""
-    for name in ("total_timesteps", "jobs", "attempts", "time_budget", "cpus"):
-        value, least = getattr(args, name), 0 if name in ("time_budget", "cpus") else 1
-        if value is not None and (value < least or value == 0):
-            valid = f"at least {least}" if least else "more than 0"
-            raise InputError(f"--{name.replace('_', '-')} {value} is out of range: use {valid}")
-    chosen = from_suite(args) if args.suite else own(args)
-    variants = [("", ""), *(entry.partition("=")[::2] for entry in args.variant)]
-    made = []
-    for name, text in variants:
-        if (not text and name) or "/" in name:
-            raise InputError(f"--variant {name}: write NAME=FLAGS, as in clip0.1=--clip-coef 0.1")
+    require_at_least(args, total_timesteps=1, jobs=1, attempts=1, time_budget=0.001, cpus=0.001, gpus=0)
+    chosen, made = experiments(args), []
+    for entry in ("", *args.variant):
+        name, _, text = entry.partition("=")
+        if (entry and not (name and text)) or "/" in name:
+            raise InputError(f"--variant {entry}: write NAME=FLAGS, as in clip0.1=--clip-coef 0.1")
         for e in chosen:
             flags = e.flags | parse_flags(args.flags) | parse_flags(text)
-            steps = args.total_timesteps or e.total_timesteps
-            label, reason = (
-                "-".join(filter(None, (e.variant, name))),
-                "; ".join(filter(None, (e.reason, name and f"variant {name}"))),
-            )
-            made.append(replace(e, total_timesteps=steps, flags=flags, variant=label, reason=reason))
-    names = Counter((e.label, e.env_id) for e in made)
-    if (twice := names.most_common(1)[0])[1] > 1:
-        raise InputError(f"{' on '.join(twice[0])} is in the plan twice: rename the script or the variant")
+            steps, variant = args.total_timesteps or e.total_timesteps, "-".join(filter(None, (e.variant, name)))
+            made.append(replace(e, total_timesteps=steps, flags=flags, variant=variant))
+    for where, times in Counter((e.label, e.env_id) for e in made).items():
+        if times > 1:
+            raise InputError(f"{' on '.join(where)} is in the plan twice: rename the script or the variant")
     asked = parse_seeds(args.seeds)
     seeds = asked or range(1, max(e.seeds for e in made) + 1)
-    return jobs_of([(e, seed) for seed in seeds for e in made if asked or seed <= e.seeds], results_folder(args))
+    return [Job(e, seed, results_folder(args)) for seed in seeds for e in made if asked or seed <= e.seeds]
 
 
-def jobs_of(runs: list[tuple[Experiment, int]], results: Path) -> list[Job]:
-    """The runs (experiment, seed) with what is known of them. Raises InputError if one cannot go on."""
-    jobs = [
-        Job(e, seed, results / e.label / e.env_id.replace(":", "-").replace("/", "-") / str(seed)) for e, seed in runs
-    ]
-    for job in jobs:
-        job.look()
-    return jobs
+def require_at_least(args: Any, **least: float) -> None:
+    """Raise InputError if a setting is less than given here."""
+    for name, low in least.items():
+        if (value := getattr(args, name)) is not None and value < low:
+            raise InputError(f"--{name.replace('_', '-')} {value} is out of range: use at least {low}")
 
 
-def from_suite(args: Args) -> list[Experiment]:
-    """The chosen experiments of a suite."""
-    if args.suite not in SUITES:
-        raise InputError(f"--suite {args.suite} does not exist: choose one of {', '.join(SUITES)}")
-    if args.script:
-        raise InputError(f"--script {args.script[0]} goes with --tasks, not with --suite: leave one of them out")
-    members = SUITES[args.suite]
-    for flag, chosen, known in (
-        ("algorithms", args.algorithms, {e.label for e in members}), ("tasks", args.tasks, {e.env_id for e in members}),
-    ):  # fmt: skip
-        for name in chosen:
-            if name not in known:
-                names = ", ".join(sorted(known))
-                raise InputError(f"--{flag} {name} is not in suite {args.suite}: choose from {names}")
-    return [
-        e for e in members
-        if (not args.algorithms or e.label in args.algorithms) and (not args.tasks or e.env_id in args.tasks)
-    ]  # fmt: skip
+def require_known(flag: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InputError if one of the names is unknown."""
+    for name in names:
+        if name not in known:
+            raise InputError(f"--{flag} {name} is unknown: choose from {', '.join(sorted(known))}")
 
 
-def own(args: Args) -> list[Experiment]:
-    """Every named algorithm and script on every named task."""
+def experiments(args: Args) -> list[Experiment]:
+    """The chosen experiments of a suite; without one every named algorithm and script on every named task."""
+    if args.suite:
+        if args.script:
+            raise InputError(f"--script {args.script[0]} goes with --tasks, not with --suite: leave one of them out")
+        require_known("suite", [args.suite], SUITES)
+        members = SUITES[args.suite]
+        algorithms, tasks = {e.label for e in members}, {e.env_id for e in members}
+        require_known("algorithms", args.algorithms, algorithms)
+        require_known("tasks", args.tasks, tasks)
+        algorithms, tasks = args.algorithms or algorithms, args.tasks or tasks
+        if chosen := [e for e in members if e.label in algorithms and e.env_id in tasks]:
+            return chosen
+        raise InputError(f"suite {args.suite} has none of {', '.join(algorithms)} on {', '.join(tasks)}: choose others")
     if not args.tasks or not (args.algorithms or args.script):
         raise InputError(f"no plan: name --algorithms or --script, and --tasks; or a --suite of {', '.join(SUITES)}")
-    for name in args.algorithms:
-        if name not in ALGORITHMS + PEERS:
-            names = ", ".join(ALGORITHMS + PEERS)
-            raise InputError(f"--algorithms {name} does not exist: choose from {names}, or name a --script")
+    require_known("algorithms", args.algorithms, ALGORITHMS + PEERS)
     for path in map(Path, args.script):
-        if not path.is_file():
-            raise InputError(f"--script {path} does not exist: name a Python file")
+        if not path.is_file() or path.suffix != ".py":
+            raise InputError(f"--script {path} is no Python file: name one that ends in .py")
         if path.stem in ALGORITHMS + PEERS and path.resolve() != ROOT / "algorithms" / path.name:
             raise InputError(f"--script {path} would be taken for ours: rename it")
-    sources = [(name, "") for name in args.algorithms] + [(Path(path).stem, path) for path in args.script]
-    return [Experiment(name, task, 1_000_000, own_script=path) for name, path in sources for task in args.tasks]
+    return [Experiment(name, task, 1_000_000) for name in args.algorithms + args.script for task in args.tasks]
 
 
 def parse_flags(text: str) -> dict[str, str]:
     """ "--a 1 --b" as {"a": "1", "b": ""}. Raises InputError."""
     flags: dict[str, str] = {}
-    for word in shlex.split(text):
+    for word in text.split():
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
             name = name.replace("_", "-")
@@ -348,9 +330,10 @@ def results_folder(args: Args) -> Path:
     return Path(args.results or f"runs/{args.suite or 'own'}")
 
 
-def claim(results: Path) -> FileLock:
-    """Claim a results folder until this process ends. Raises InputError if another benchmark has it."""
-    lock = FileLock(results / ".harness.lock", is_singleton=True)
+@contextlib.contextmanager
+def claim(results: Path) -> Iterator[None]:
+    """Claim a results folder for the body of a `with`. Raises InputError if another benchmark has it."""
+    lock = FileLock(results / ".harness.lock")
     try:
         results.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=1)  # --status takes it for a moment
@@ -358,7 +341,10 @@ def claim(results: Path) -> FileLock:
         raise InputError(f"{results} is in use by another benchmark: wait for it, or choose other --results") from error
     except OSError as error:
         raise InputError(f"cannot write --results {results} ({error.strerror}): choose another") from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def execute(
@@ -368,46 +354,44 @@ def execute(
     """Make these runs, `parallel` at a time; returns why it stopped early, "" if it did not.
 
     An interruption (SIGINT, SIGTERM, SIGHUP), the end of `hours` or a text returned by `watch`, called every second,
-    ends all runs. Raises OSError, when the runs have ended, if something cannot be written.
+    ends all runs. Raises InputError, when the runs have ended, if something cannot be written.
     """
     reasons: list[str] = []
     deadline = time.monotonic() + hours * 3600 if hours else float("inf")
-    for job in jobs:
-        job.write(state="waiting" if job.status["state"] == "failed" else job.status["state"])
-    pause, paused = results / ".pause", results / ".paused"
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
-                before[number] = signal.signal(number, lambda *_: reasons.append("interrupted"))
-    pool = ThreadPoolExecutor(parallel)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+            signal.signal(number, lambda *_: reasons.append("interrupted"))
+    pool, pause = ThreadPoolExecutor(parallel), results / ".pause"
     try:
         pause.unlink(missing_ok=True)
-        steps = sum(job.experiment.total_timesteps for job in jobs)
-        with tqdm(total=steps, initial=steps_of(jobs), unit=" steps", unit_scale=True, disable=None) as bar:
+        for job in jobs:
+            job.write()
+        total = sum(job.experiment.total_timesteps for job in jobs)
+        with tqdm(total=total, initial=steps_of(jobs), unit=" steps", unit_scale=True, disable=None) as bar:
             running = {pool.submit(job.make, executor) for job in jobs}
             while running and not reasons:
                 ended, running = wait(running, timeout=1, return_when=FIRST_EXCEPTION)
                 for future in ended:
                     future.result()
                 bar.update(steps_of(jobs) - bar.n)
-                if not running:
-                    break
+                bar.set_postfix_str(", ".join(str(job) for job in jobs if job.status["state"] == "running"))
                 if pause.exists() != bool(executor.paused_at):
-                    executor.pause(pause.exists())
-                    paused.write_text(executor.pause_note) if executor.paused_at else paused.unlink(missing_ok=True)
-                bar.set_postfix_str(", ".join(map(str, (job for job in jobs if job.status["state"] == "running"))))
-                if time.monotonic() > deadline:
+                    executor.pause(not executor.paused_at)
+                    with contextlib.suppress(FileNotFoundError), open(pause, "r+") as file:
+                        file.write(executor.pause_note)
+                if running and time.monotonic() > deadline:
                     reasons.append("the time budget is used up")
-                if reason := watch():
+                if running and (reason := watch()):
                     reasons.append(reason)
+    except OSError as error:
+        where = error.filename or results  # a failed write has no name
+        raise InputError(f"{error.strerror}: {where}; put it right, and the same command continues") from error
     finally:
-        if reasons or sys.exc_info()[0]:
-            executor.stop()
+        executor.stop()
         pool.shutdown(cancel_futures=True)
-        for path in (pause, paused):
-            path.unlink(missing_ok=True)
-        for number, handler in before.items():
+        pause.unlink(missing_ok=True)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     return reasons[0] if reasons else ""
 
@@ -419,56 +403,52 @@ def steps_of(jobs: list[Job]) -> int:
 
 def ask_to_pause(results: Path, wanted: bool) -> str:
     """Pause the benchmark of a results folder, or let it go on; returns what came of it. Raises InputError."""
+    pause = results / ".pause"
     if not in_use(results):
         raise InputError(f"no benchmark is running in {results}: correct --results")
-    pause, paused = results / ".pause", results / ".paused"
-    pause.touch() if wanted else pause.unlink(missing_ok=True)
+    if not wanted:
+        pause.unlink(missing_ok=True)
+        return "it goes on"
+    pause.touch()
     for _ in range(100):
-        if paused.exists() == wanted and (not wanted or paused.read_text()):
-            return f"paused: {paused.read_text()}; --resume goes on" if wanted else "it goes on"
+        if note := pause.exists() and pause.read_text():  # the benchmark's answer
+            return f"paused: {note}; --resume goes on"
         time.sleep(0.2)
     raise InputError(f"the benchmark in {results} does not answer: look at its output")
 
 
 def in_use(results: Path) -> bool:
     """Whether a benchmark is running in a results folder."""
-    path = results / ".harness.lock"
     try:
-        with FileLock(path, timeout=0) if path.exists() else contextlib.nullcontext():
+        with claim(results) if results.is_dir() else contextlib.nullcontext():
             return False
-    except Timeout:
+    except InputError:
         return True
 
 
-def last_evaluation(folder: Path) -> str:
-    """Mean return of a run's last evaluation, or "-"."""
-    if not last_row(folder / "eval.csv"):
-        return "-"
-    rows = pd.read_csv(folder / "eval.csv", on_bad_lines="skip").dropna()
-    return f"{rows[rows['step'] == rows['step'].max()]['return'].mean():.1f}"
-
-
-def overview(results: Path) -> Table:
-    """The state of every run in a results folder, as its status.json and csv files tell."""
-    table = Table(title_justify="left")
-    for column in ("algorithm", "task", "seed", "state", "step", "evaluation"):
-        table.add_column(column, justify="right" if column in ("seed", "step", "evaluation") else "left")
-    counts, left, alive = Counter(), 0.0, in_use(results)
+def overview(results: Path) -> str:
+    """The state of every run in a results folder, as its status.json and csv files tell. Raises InputError."""
+    rows, left, alive = [], 0.0, in_use(results)
     for path in sorted(results.glob("*/*/*/harness/status.json")):
         folder, status = path.parent.parent, read_json(path)
-        step, total = reached(folder), status.get("total_timesteps", 0)
-        state = "done" if is_done(folder) else status.get("state", "waiting")
+        state = "done" if is_done(folder) else status["state"]
         state = "stopped" if state == "running" and not alive else state
-        counts[state] += 1
-        clock = last_row(folder / "metrics.csv")
-        if state == "running" and clock and step:
-            left = max(left, (total - step) * float(clock[1]) / step)
-        problem = (status.get("stderr_tail") or "").strip().rpartition("\n")[2]
-        text = f"[{COLOURS[state]}]{state}[/]" + (f": {problem.replace('[', '(')}" if state == "failed" else "")
-        table.add_row(*folder.relative_to(results).parts, text, f"{step} / {total}", last_evaluation(folder))
-    known = f"; the running ones take up to {tqdm.format_interval(left)} more" if left else ""
-    table.title = f"{sum(counts.values())} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}{known}"
-    return table
+        step, total, clock = reached(folder), status["total_timesteps"], last_row(folder / "metrics.csv")
+        if state == "running" and step and clock:
+            left = max(left, (total - step) / step * float(clock[1]))
+        error = status["stderr_tail"].strip().rpartition("\n")[2] if state == "failed" else ""
+        rows.append([*folder.relative_to(results).parts, state, f"{step} / {total}", last_evaluation(folder), error])
+    if not rows:
+        raise InputError(f"there are no runs in {results}: correct --results")
+    table = pd.DataFrame(rows, columns=["algorithm", "task", "seed", "state", "step", "evaluation", "error"])
+    more = f"; the running ones take up to {tqdm.format_interval(left)} more" if left else ""
+    return f"{told(table['state'])}{more}\n" + table.to_string(index=False, float_format="%.1f", na_rep="-")
+
+
+def told(states: Iterable[str]) -> str:
+    """How many runs are in which state."""
+    counts = Counter(states)
+    return f"{sum(counts.values())} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}"
 
 
 def fail(message: str) -> None:
@@ -479,14 +459,12 @@ def fail(message: str) -> None:
 
 def main(args: Args) -> int:
     """Plan, run, summarise; returns the exit code. Raises InputError."""
-    console, results = Console(highlight=False), results_folder(args)
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # into a file or pipe, where no terminal limits the table
+    results = results_folder(args)
     if args.pause or args.resume:
         print(ask_to_pause(results, args.pause))
         return 0
     if args.status:
-        console.print(overview(results))
+        print(overview(results))
         return 0
     jobs = plan(args)
     if args.dry_run:
@@ -494,31 +472,24 @@ def main(args: Args) -> int:
             done = job.status["state"] == "done"
             print(f"{'skip (done)' if done else shlex.join(job.command())}  # {job.folder}")
         return 0
-    given_up = [job for job in jobs if job.status["state"] == "failed" and job.status["failures"] >= args.attempts]
-    todo = [job for job in jobs if job.status["state"] != "done" and job not in given_up]
-    lock = claim(results)
-    for job in jobs:
-        job.write()
     scripts = [job.experiment.script for job in jobs]
     executor = Local() if args.executor == "local" else Ray(args.address, args.cpus, args.gpus, args.attempts, scripts)
-    try:
-        stopped = execute(todo, executor, args.jobs or executor.slots(), results, args.time_budget)
-    except OSError as error:
-        where = error.filename or results  # a failed write has no name
-        raise InputError(f"{error.strerror}: {where}; put it right, and the same command continues") from error
-    finally:
-        executor.close()
-        lock.release()
-    states = Counter(job.status["state"] for job in jobs)
+    with claim(results):
+        jobs = plan(args)  # again: until now another benchmark may have run here
+        given_up = [job for job in jobs if job.status["state"] == "failed" and job.status["failures"] >= args.attempts]
+        todo = [job for job in jobs if job.status["state"] != "done" and job not in given_up]
+        stopped = execute(todo, executor, args.jobs or executor.slots, results, args.time_budget)
     for job in jobs:
         if job.status["state"] == "failed":
             tail = "\n    ".join(job.status["stderr_tail"].strip().splitlines()[-3:])
             left = "; left alone after so many failures" if job.status["failures"] >= args.attempts else ""
-            console.print(f"{job}: failed{left}, see {job.folder}/harness\n    {tail}", markup=False, style="red")
-    console.print(f"{len(jobs)} runs in {results}: {', '.join(f'{n} {state}' for state, n in states.items())}")
+            text = f"{job}: failed{left}, see {job.folder}/harness\n    {tail}"
+            Console().print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    states = [job.status["state"] for job in jobs]
+    print(f"{told(states)}, in {results}")
     if stopped:
-        console.print(f"stopped: {stopped}; the same command continues, each run from its last checkpoint")
-    return 130 if stopped == "interrupted" else int(states["failed"] > 0)
+        print(f"stopped: {stopped}; the same command continues, each run from its last checkpoint")
+    return 130 if stopped == "interrupted" else int("failed" in states)
 
 
 if __name__ == "__main__":
@@ -529,3 +500,5 @@ if __name__ == "__main__":
         sys.exit(main(chosen))
     except InputError as error:
         fail(str(error))
+    except KeyboardInterrupt:  # before the runs, or after
+        sys.exit(130)

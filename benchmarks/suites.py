@@ -20,7 +20,7 @@ class Experiment:
     """One algorithm on one task; a plan repeats it over seeds."""
 
     algorithm: str
-    """Name of a script in algorithms/, without .py, or of a peer; or of the script below."""
+    """Name of a script in algorithms/, without .py, or of a peer; or path of another script, with .py."""
     env_id: str
     """Gymnasium id."""
     total_timesteps: int
@@ -33,19 +33,17 @@ class Experiment:
     """Name of what is changed on purpose; "" for the algorithm as it is."""
     seeds: int = 1
     """Seeds 1 to this are what the suite is made for."""
-    own_script: str = ""
-    """Path of a script that is not one of algorithms/."""
 
     @property
     def label(self) -> str:
         """Name in tables and folders."""
-        return f"{self.algorithm}-{self.variant}" if self.variant else self.algorithm
+        return "-".join(filter(None, (Path(self.algorithm).stem, self.variant)))
 
     @property
     def script(self) -> Path:
         """The file to run."""
-        if self.own_script:
-            return Path(self.own_script).resolve()
+        if self.algorithm.endswith(".py"):
+            return Path(self.algorithm).resolve()
         return ROOT / ("benchmarks/peers.py" if self.algorithm in PEERS else f"algorithms/{self.algorithm}.py")
 
 
@@ -59,9 +57,8 @@ def each(
 
 
 FOUR = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
-NINE = (
-    *FOUR, "Humanoid-v5", "Swimmer-v5", "Reacher-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5",
-)  # fmt: skip
+PENDULUMS = ("InvertedPendulum-v5", "InvertedDoublePendulum-v5")
+NINE = (*FOUR, "Humanoid-v5", "Swimmer-v5", "Reacher-v5", *PENDULUMS)
 NO_BASELINE = {
     "flags": {"baseline": "mean"},
     "reason": "no learned baseline: the average return is subtracted, as in the published runs",

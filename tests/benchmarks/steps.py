@@ -10,14 +10,9 @@ import time
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
-for flag, kind in (
-    ("--env-id", str),
-    ("--seed", int),
-    ("--total-timesteps", int),
-    ("--run-dir", Path),
-    ("--resume", Path),
-):
-    parser.add_argument(flag, type=kind)
+for kind, flags in ((str, ["--env-id"]), (int, ["--seed", "--total-timesteps"]), (Path, ["--run-dir", "--resume"])):
+    for flag in flags:
+        parser.add_argument(flag, type=kind)
 parser.add_argument("--delay", type=float, default=0.0, help="seconds per 100 steps")
 parser.add_argument("--crash-at", type=int, help="step at which it fails")
 parser.add_argument("--stop-at", type=int, help="step at which it ends without a word")

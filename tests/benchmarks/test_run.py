@@ -21,6 +21,7 @@ from suites import ALGORITHMS, PEERS, SUITES
 
 ROOT = Path(run.__file__).resolve().parent.parent
 STEPS = str(Path(__file__).with_name("steps.py"))
+RUN = "steps/Task-v0/1"  # the run of the plan of `args`
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a child with its parent")
 
 
@@ -30,26 +31,25 @@ def args(folder: Path, **settings) -> Args:
     return Args(**plan | settings)
 
 
-def harness(folder: Path, *words: str, **settings) -> subprocess.Popen:
+def harness(folder: Path, *words: str) -> subprocess.Popen:
     """The same as a process: by default a run of 100,000 steps that takes 1000 seconds."""
     plan = ["--script", STEPS, "--tasks", "Task-v0", "--results", str(folder), "--total-timesteps", "100000"]
     command = [sys.executable, run.__file__, *plan, "--flags=--delay 1", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def ask(folder: Path, *words: str) -> str:
-    """What `run.py --results FOLDER ...` prints."""
-    command = [sys.executable, run.__file__, "--results", str(folder), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout + done.stderr
-
-
-def read(folder: Path, name: str) -> dict:
-    return json.loads((folder / name).read_text())
+def said(folder: Path, *words: str) -> str:
+    """What `run.py ...` prints."""
+    return harness(folder, *words).communicate()[0]
 
 
 def status(folder: Path) -> dict:
-    return read(folder, "harness/status.json")
+    return json.loads((folder / "harness" / "status.json").read_text())
+
+
+def started(folder: Path) -> list[dict]:
+    """Start step and process of every start of the run."""
+    return json.loads((folder / "config.json").read_text())["commands"]
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -63,11 +63,6 @@ def alive(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def started(folder: Path) -> list[dict]:
-    """Start step and process of every start of the run."""
-    return read(folder, "config.json")["commands"]
 
 
 def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(tmp_path, monkeypatch):
@@ -87,34 +82,33 @@ def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(t
     assert jobs[2].command()[1:4] == ["benchmarks/peers.py", "--algorithm", "sb3-trpo"]
     assert jobs[12].words()[-3:] == ["--layers", "64", "64"] and jobs[4].experiment.script == Path(STEPS)
     suite = run.plan(Args(suite="fetch", results=str(tmp_path), tasks=("FetchPush-v4",), total_timesteps=70))
-    assert [(job.experiment.label, job.seed) for job in suite] == [
-        (label, seed) for seed in (1, 2, 3) for label in ("her_ddpg", "her_ddpg-no-her")
-    ]
+    assert [job.experiment.label for job in suite] == ["her_ddpg", "her_ddpg-no-her"] * 3
+    assert [job.seed for job in suite] == [1, 1, 2, 2, 3, 3]
     assert "--no-her" in suite[1].words() and suite[0].experiment.total_timesteps == 70
 
 
-@pytest.mark.parametrize(
-    ("words", "seeds"),
-    [("", []), ("3", [1, 2, 3]), ("5 7 5", [5, 7]), ("11-13 20", [11, 12, 13, 20]), ("4-4", [4])],
-)
-def test_seeds_are_a_count_a_list_or_ranges(words, seeds):
-    assert run.parse_seeds(tuple(words.split())) == seeds
+def test_seeds_are_a_count_a_list_or_ranges():
+    meant = {"": [], "3": [1, 2, 3], "5 7 5": [5, 7], "11-13 20": [11, 12, 13, 20], "4-4": [4]}
+    assert {words: run.parse_seeds(tuple(words.split())) for words in meant} == meant
 
 
 def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
-    clash = tmp_path / "ppo.py"
+    clash, broken, suite = tmp_path / "ppo.py", tmp_path / "broken.py", {"suite": "quick", "script": ()}
     clash.write_text("")
+    broken.write_text("def")
     for settings, message in (
-        ({"suite": "nope", "script": ()}, "--suite nope does not exist"), ({"suite": "quick"}, "goes with --tasks"),
-        ({"suite": "quick", "script": (), "tasks": ("Ant-v5",)}, "--tasks Ant-v5 is not in suite quick"),
-        ({"tasks": ()}, "no plan"), ({"script": ("none.py",)}, "--script none.py does not exist"),
-        ({"algorithms": ("dqn",)}, "--algorithms dqn does not exist"), ({"script": (str(clash),)}, "taken for ours"),
+        (suite | {"suite": "nope"}, "--suite nope is unknown: choose from"), ({"suite": "quick"}, "goes with --tasks"),
+        (suite | {"tasks": ("Ant-v5",)}, "--tasks Ant-v5 is unknown: choose from"), ({"tasks": ()}, "no plan"),
+        (suite | {"algorithms": ("ppo",), "tasks": ("Reacher-v5",)}, "suite quick has none of ppo on Reacher-v5"),
+        ({"algorithms": ("dqn",)}, "--algorithms dqn is unknown: choose from"),
+        ({"script": ("none.py",)}, "--script none.py is no Python file"), ({"script": (str(clash),)}, "taken for ours"),
+        ({"script": (str(broken),)}, f"--script {broken} is not valid Python"), ({"flags": "1"}, "begin with"),
         ({"seeds": ("x",)}, "--seeds x is not a seed"), ({"seeds": ("0",)}, "--seeds 0 names none"),
         ({"jobs": 0}, "--jobs 0 is out of range"), ({"time_budget": 0.0}, "--time-budget 0.0 is out of range"),
         ({"variant": ("fast",)}, "--variant fast: write"), ({"variant": ("a=--seed 3",)}, "--seed is set by the plan"),
         ({"variant": ("a=--x 1", "a=--x 2")}, "steps-a on Task-v0 is in the plan twice"),
-        ({"flags": "1"}, "begin with"),
         ({"results": STEPS}, f"cannot write --results {STEPS}"), ({"pause": True}, "no benchmark is running in"),
+        ({"status": True}, "there are no runs in"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
             run.main(args(tmp_path / "out", **settings))
@@ -134,9 +128,10 @@ def test_a_failed_run_is_told_and_the_others_go_on_and_it_is_not_tried_for_ever(
     assert (status(fine)["state"], status(fine)["failures"]) == ("done", 0) and status(fine)["seconds"] > 0
     assert status(fine)["hardware"].endswith("cores, device cpu") and len(status(fine)["code_sha256"]) == 64
     out = capsys.readouterr().out
-    assert "RuntimeError: the simulator broke" in out and f"3 runs in {tmp_path}: 1 done, 2 failed" in out
+    assert "RuntimeError: the simulator broke" in out and f"3 runs: 1 done, 2 failed, in {tmp_path}" in out
     assert run.main(args(tmp_path, status=True)) == 0
-    assert re.search(r"steps-bad .*failed: RuntimeError: the simulator broke .*100 / 300 ", capsys.readouterr().out)
+    row = r"steps-bad +Task-v0 +1 +failed +100 / 300 +1.0 +RuntimeError: the simulator broke\n"
+    assert re.search(row, capsys.readouterr().out)
     for starts in (2, 2):  # tried a second time, and then left alone
         assert run.main(args(tmp_path, **settings)) == 1
         assert len(started(bad)) == starts and len(started(fine)) == 1
@@ -145,7 +140,7 @@ def test_a_failed_run_is_told_and_the_others_go_on_and_it_is_not_tried_for_ever(
 
 
 def test_finished_runs_are_left_alone_and_other_settings_refused(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     assert run.main(args(tmp_path)) == 0
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
     assert run.main(args(tmp_path, seeds=("2",))) == 0, "only seed 2 was made"
@@ -153,9 +148,9 @@ def test_finished_runs_are_left_alone_and_other_settings_refused(tmp_path):
         with pytest.raises(InputError, match=r"is a run with .* choose other --results"):
             run.main(args(tmp_path, **change))
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
-    (folder / "harness" / "status.json").unlink()  # as if started by hand: with which script is not known
-    assert run.main(args(tmp_path)) == 0
-    assert (status(folder)["state"], status(folder)["code_sha256"]) == ("done", "unknown")
+    (folder / "harness" / "status.json").unlink()  # as if started by hand: with which flags is not known
+    with pytest.raises(InputError, match=r"is a run with \{'flags': 'unknown'"):
+        run.main(args(tmp_path))
 
 
 def test_a_run_whose_script_changes_in_between_says_so(tmp_path):
@@ -172,10 +167,11 @@ def test_a_run_whose_script_changes_in_between_says_so(tmp_path):
 
 @linux
 def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     first = harness(tmp_path)
     wait_for((folder / "checkpoint.pt").exists)
-    assert re.search(r"1 running.*│ running +│", ask(tmp_path, "--status"), re.S)
+    row = r"1 running; the running ones take up to .* more\n.* running +\d+ / 100000"
+    assert re.search(row, said(tmp_path, "--status"), re.S)
     second = harness(tmp_path)
     error = f"error: {tmp_path} is in use by another benchmark: wait for it, or choose other --results\n"
     assert second.communicate() == ("", error) and second.returncode == 2
@@ -184,7 +180,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     (child,) = started(folder)
     wait_for(lambda: not alive(child["pid"]), 5)
     assert status(folder)["state"] == "running", "nobody was left to write"
-    assert re.search(r"1 stopped.*│ stopped +│", ask(tmp_path, "--status"), re.S)
+    assert re.search(r"1 stopped\n.* stopped +\d+ / 100000", said(tmp_path, "--status"), re.S)
     again = harness(tmp_path)
     wait_for(lambda: len(started(folder)) == 2)
     again.send_signal(signal.SIGINT)
@@ -196,7 +192,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
 
 @linux
 def test_a_run_that_is_killed_failed_and_goes_on_when_the_command_is_repeated(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     first = harness(tmp_path, "--total-timesteps", "300")
     wait_for((folder / "checkpoint.pt").exists)
     os.kill(started(folder)[0]["pid"], signal.SIGKILL)
@@ -211,16 +207,16 @@ def test_a_run_that_is_killed_failed_and_goes_on_when_the_command_is_repeated(tm
 
 @linux
 def test_a_paused_benchmark_stands_still_goes_on_and_ends_with_its_harness(tmp_path):
-    folder = tmp_path / "steps" / "Task-v0" / "1"
+    folder = tmp_path / RUN
     process = harness(tmp_path, "--flags=--delay 0.1")
     wait_for((folder / "checkpoint.pt").exists)
-    assert ask(tmp_path, "--pause") == "paused: the runs are stopped where they are; --resume goes on\n"
+    assert said(tmp_path, "--pause") == "paused: the runs are stopped where they are; --resume goes on\n"
     step = run.reached(folder)
     time.sleep(3)
     assert run.reached(folder) == step
-    assert ask(tmp_path, "--resume") == "it goes on\n" and not list(tmp_path.glob(".pause*"))
+    assert said(tmp_path, "--resume") == "it goes on\n" and not list(tmp_path.glob(".pause*"))
     wait_for(lambda: run.reached(folder) > step)
-    ask(tmp_path, "--pause")
+    said(tmp_path, "--pause")
     process.kill()
     process.communicate()
     (child,) = started(folder)
@@ -229,12 +225,13 @@ def test_a_paused_benchmark_stands_still_goes_on_and_ends_with_its_harness(tmp_p
 
 def test_the_clock_stands_still_in_a_pause(monkeypatch):
     executor, seen = executors.Local(), []
-    for now, pause in ((10, None), (12, True), (20, None), (21, False), (25, None)):
+    for now in (10, 12, 20, 21, 25):
         monkeypatch.setattr(executors.time, "monotonic", lambda now=now: now)
-        if pause is not None:
-            executor.pause(pause)
+        if now in (12, 21):
+            executor.pause(now == 12)
         seen.append(executor.clock())
     assert seen == [10, 12, 12, 12, 16], "from 12 to 21 it was paused"
+    assert executors.Ray.clock is not executors.Local.clock, "on a cluster the runs go on meanwhile"
 
 
 def test_the_time_budget_stops_what_runs_and_begins_nothing(tmp_path, capsys):
@@ -246,7 +243,7 @@ def test_the_time_budget_stops_what_runs_and_begins_nothing(tmp_path, capsys):
 
 
 def test_a_full_disk_stops_the_benchmark_with_one_line_and_its_processes(tmp_path, monkeypatch):
-    write, ended = run.write_atomically, tmp_path / "steps" / "Task-v0" / "1"
+    write, slow = run.write_atomically, tmp_path / "steps-slow" / "Task-v0" / "1"
 
     def full(path: Path, text: str) -> None:
         if '"done"' in text:
@@ -254,25 +251,23 @@ def test_a_full_disk_stops_the_benchmark_with_one_line_and_its_processes(tmp_pat
         write(path, text)
 
     monkeypatch.setattr(run, "write_atomically", full)
-    variant = ("slow=--delay 60",)
     with pytest.raises(InputError, match=f"No space left on device: {tmp_path}; put it right, and the same command"):
-        run.main(args(tmp_path, variant=variant, flags="--delay 0.5"))
-    slow = tmp_path / "steps-slow" / "Task-v0" / "1"
-    assert (ended / "eval.csv").exists() and not alive(started(slow)[0]["pid"]) and status(slow)["state"] == "stopped"
+        run.main(args(tmp_path, variant=("slow=--delay 60",), flags="--delay 0.5"))
+    assert (tmp_path / RUN / "eval.csv").exists() and status(slow)["state"] == "stopped"
+    assert not alive(started(slow)[0]["pid"])
 
 
 def test_an_algorithm_is_stopped_at_a_checkpoint_and_continued_on_an_own_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT / "tests")
     flags = "--no-compile --num-steps 32 --num-minibatches 1 --update-epochs 1 --eval-episodes 1 --checkpoint-every 256"
-    plan = args(
-        tmp_path, script=(), algorithms=("ppo",), tasks=("tiny_envs:Chain-v0",), flags=flags, total_timesteps=20_000
-    )
+    plan = args(tmp_path, script=(), algorithms=("ppo",), tasks=("tiny_envs:Chain-v0",), total_timesteps=20_000)
+    plan.flags = flags
     (job,) = run.plan(plan)
     begun = lambda: "seen" if (job.folder / "checkpoint.pt").exists() else ""  # noqa: E731
     assert run.execute([job], executors.Local(), 1, tmp_path, watch=begun) == "seen"
     assert job.status["state"] == "stopped" and run.reached(job.folder) < 20_000
     assert run.main(plan) == 0
-    assert status(job.folder)["state"] == "done" and len(read(job.folder, "config.json")["commands"]) == 2
+    assert status(job.folder)["state"] == "done" and len(started(job.folder)) == 2
     assert (job.folder / "eval.csv").read_text().splitlines()[-1].startswith("20000,")
 
 
@@ -286,8 +281,11 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
         cluster.add_node(num_cpus=1)
         plan = args(tmp_path, seeds=("2",), total_timesteps=1500, flags="--delay 0.8", jobs=None)
         jobs = run.plan(plan)
+        with pytest.raises(InputError, match=r"--gpus 8: the cluster has 0; ask for less, or add some"):
+            executors.Ray(cluster.address, 1, 8, 3, [])
+        ray.shutdown()
         executor = executors.Ray(cluster.address, 1, 0, 3, [job.experiment.script for job in jobs])
-        assert executor.slots() == 2
+        assert executor.slots == 2
 
         def lose_a_machine() -> str:
             if len(cluster.list_all_nodes()) == 2 and all((job.folder / "checkpoint.pt").exists() for job in jobs):
@@ -295,11 +293,9 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
                 cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
             return ""
 
-        try:
-            assert run.execute(jobs, executor, 2, tmp_path, watch=lose_a_machine) == ""
-        finally:
-            executor.close()
+        assert run.execute(jobs, executor, 2, tmp_path, watch=lose_a_machine) == ""
     finally:
+        ray.shutdown()
         cluster.shutdown()
     assert [job.status["state"] for job in jobs] == ["done", "done"]
     assert "its machine was lost" in capsys.readouterr().out
@@ -309,29 +305,26 @@ def test_a_cluster_gives_runs_back_without_a_shared_disk_and_survives_the_loss_o
     for job in jobs:
         rows = (job.folder / "eval.csv").read_text().splitlines()[1:]
         assert rows == [f"{step},0,{job.seed},9" for step in range(100, 1600, 100)]
-    assert not ray.is_initialized()
 
 
-def test_a_cluster_needs_ray_and_a_share_that_exists(tmp_path, monkeypatch):
+def test_a_cluster_needs_ray(tmp_path, monkeypatch):
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--executor ray needs Ray: pip install -r requirements-extra.txt"):
         run.main(args(tmp_path, executor="ray"))
+    assert not list(tmp_path.iterdir())
 
 
-def test_files_that_travel_are_those_that_changed_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path):
-    here, there = tmp_path / "here", tmp_path / "there"
-    files = {"eval.csv": b"a\n", "harness/stderr.log": b"", "checkpoint.pt": b"1", "policy.pt": b"2"}
-    executors.write_files(here, files)
-    (here / ".lock").touch()
-    seen: dict = {}
-    first = executors.changes(here, seen)
-    assert list(first) == ["checkpoint.pt", "eval.csv", "harness/stderr.log", "policy.pt"] and first == files
-    executors.write_files(there, first)
-    assert executors.changes(here, seen) == {} and (there / "policy.pt").read_bytes() == b"2"
-    executors.write_files(here, {"policy.pt": b"new", "eval.csv": b"a\nb\n"})
-    assert executors.changes(here, seen, logs_only=True) == {"eval.csv": b"a\nb\n"}, "without a checkpoint, logs only"
-    executors.write_files(here, {"checkpoint.pt": b"new"})
-    assert executors.changes(here, seen, logs_only=True) == {"checkpoint.pt": b"new", "policy.pt": b"new"}
+def test_files_travel_whole_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path, monkeypatch):
+    files = {"checkpoint.pt": b"1", "config.json": b"{}", "eval.csv": b"a\n", "harness/stderr.log": b""}
+    executors.write_files(tmp_path, files)
+    for name in (".lock", "harness/status.json", "checkpoint.pt.tmp"):
+        (tmp_path / name).touch()
+    assert executors.files_of(tmp_path) == files and next(iter(executors.files_of(tmp_path))) == "checkpoint.pt"
+    assert executors.files_of(tmp_path, logs_only=True).keys() == {"config.json", "eval.csv"}
+    written, replace = [], os.replace
+    monkeypatch.setattr(executors.os, "replace", lambda old, new: written.append(new.name) or replace(old, new))
+    executors.write_files(tmp_path, files)
+    assert written[-1] == "checkpoint.pt", "written last: it must not be newer than the logs"
 
 
 def test_every_suite_evaluates_often_enough_gives_reasons_and_names_settings_that_exist():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import run
-from executors import InputError
+from records import InputError
 from test_run import STEPS, wait_for
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install -r requirements-extra.txt")
@@ -33,15 +33,15 @@ def states(folder: Path) -> list[str]:
 
 
 def test_ranges_and_choices_are_a_search_space_and_its_settings_flags(tmp_path):
-    plan = args(tmp_path, range=("lr=1e-5:1e-3:log", "steps=5:64"), choice=("anneal-lr=true,false", "envs=8,16"))
+    plan = args(tmp_path, range=("lr=1e-5:1e-3:log", "steps=5:64", "anneal-lr=true,false", "envs=8,16"))
     space, d = tune.distributions(plan), optuna.distributions
     assert space == {
         "lr": d.FloatDistribution(1e-5, 1e-3, log=True), "steps": d.IntDistribution(5, 64),
         "anneal-lr": d.CategoricalDistribution(["true", "false"]), "envs": d.CategoricalDistribution(["8", "16"]),
     }  # fmt: skip
     settings = {"lr": 0.000123456, "steps": 7, "anneal-lr": "false", "envs": "8"}
-    assert tune.flags_of(settings) == "--lr 0.0001235 --steps 7 --no-anneal-lr --envs 8"
-    assert tune.flags_of({"anneal-lr": "true"}) == "--anneal-lr"
+    assert tune.flags_of(settings) == {"lr": "0.0001235", "steps": "7", "no-anneal-lr": "", "envs": "8"}
+    assert tune.flags_of({"anneal-lr": "true"}) == {"anneal-lr": ""}
 
 
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
@@ -49,9 +49,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
         ({"seeds": (10, 11)}, "--seeds 10 11: seeds 1 to 10 are for results, use 11 and up"),
         ({"seeds": ()}, "--seeds"),
         ({"range": ()}, "nothing to tune"), ({"range": ("gain=1",)}, "--range gain=1: "), ({"trials": 0}, "--trials 0"),
-        ({"range": ("gain=1:2:lin",)}, "may only be log"), ({"choice": ("delay=1",)}, "--choice delay=1: write"),
+        ({"range": ("gain=1:2:lin",)}, "may only be log"), ({"range": ("delay",)}, "--range delay: "),
         ({"tasks": ("A-v0", "B-v0=2")}, "several tasks need a scale"), ({"tasks": ("A-v0=x",)}, "write Hopper-v5=1200"),
-        ({"algorithm": "dqn"}, "--algorithms dqn does not exist"), ({"tasks": ("A-v0=0",)}, "more than 0"),
+        ({"algorithm": "dqn"}, "--algorithms dqn is unknown"), ({"tasks": ("A-v0=0",)}, "more than 0"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
             tune.main(args(tmp_path / "out", **settings))
@@ -68,9 +68,8 @@ def test_scores_are_means_of_the_latest_evaluations_over_their_scales_run_after_
     assert [str(job) for job in jobs] == [
         f"steps-gain=5 {task} seed {seed}" for seed in (11, 12) for task in ("A-v0", "B-v0")
     ]
-    for job, rows in zip(
-        jobs, (((0, 1), (100, 20), (300, 40), (300, 60)), ((0, 1), (100, 700)), ((300, 9),)), strict=False
-    ):
+    logs = ((0, 1), (100, 20), (300, 40), (300, 60)), ((0, 1), (100, 700)), ((300, 9),), ()
+    for job, rows in zip(jobs, logs, strict=True):
         job.folder.mkdir(parents=True)
         (job.folder / "config.json").write_text('{"args": {"total_timesteps": 300}}')
         text = "".join(f"{step},0,{value},9\n" for step, value in rows)
@@ -80,8 +79,8 @@ def test_scores_are_means_of_the_latest_evaluations_over_their_scales_run_after_
 
 
 def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fresh_seeds(tmp_path, capsys):
-    plan = args(tmp_path, choice=("crash-at=900,800",))
-    words = ["--algorithm", STEPS, "--tasks", "Task-v0", "--range", "gain=1:100", "--choice", "crash-at=900,800"]
+    plan = args(tmp_path, range=("gain=1:100", "crash-at=900,800"), flags="--delay 1")
+    words = ["--algorithm", STEPS, "--tasks", "Task-v0", "--range", "gain=1:100", "--range", "crash-at=900,800"]
     words += ["--results", str(tmp_path), "--total-timesteps", "300", "--eval-every", "100", "--jobs", "2"]
     command = [sys.executable, tune.__file__, *words, "--flags=--delay 1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -89,8 +88,7 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     process.kill()
     process.wait()
     assert states(tmp_path) == ["RUNNING"]
-    plan.flags = "--delay 1"
-    assert tune.main(plan) == 0
+    tune.main(plan)
     first, again, second = study(tmp_path).trials
     assert states(tmp_path) == ["FAIL", "COMPLETE", "COMPLETE"] and first.params == again.params
     config = next(tmp_path.glob(f"steps-gain={again.params['gain']},*/Task-v0/11/config.json")).read_text()
@@ -98,12 +96,15 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     assert again.value == 11.5 + again.params["gain"], "mean over seeds 11 and 12"
     best = max(again, second, key=lambda trial: trial.value).params["gain"]
     text = (tmp_path / "best.txt").read_text()
-    assert f"best of 2 trials: --gain {best} --crash-at" in text and f"score {11.5 + best:.4g} on seeds 11, 12" in text
+    assert f"best of 2 trials: gain={best},crash-at=" in text and f"score {11.5 + best:.4g} on seeds 11, 12" in text
     assert f"Task-v0 on the fresh seeds 13, 14: best {13 + best}.0, {14 + best}.0; defaults 13.0, 14.0" in text
     assert f"'gain': '{best}'" in text and "reason='tuned on seeds 11, 12 with benchmarks/tune.py'" in text
     entry = eval(text.splitlines()[-1], {"Experiment": run.Experiment})
     assert entry.label == "steps-tuned" and entry.script == Path(STEPS)
     assert text in capsys.readouterr().out
+    plan.total_timesteps = 400
+    with pytest.raises(InputError, match=r"holds a study with .*'total_timesteps': '300'"):
+        tune.main(plan)
 
 
 def test_a_trial_below_the_others_is_pruned_early_and_one_that_fails_does_not_end_the_study(tmp_path, monkeypatch):
@@ -117,7 +118,7 @@ def test_a_trial_below_the_others_is_pruned_early_and_one_that_fails_does_not_en
     monkeypatch.setattr(optuna.Study, "ask", fixed)
     plan = args(tmp_path, trials=4, startup_trials=2, range=("gain=1:100", "stop-at=1:9999"), flags="--delay 0.25")
     plan.total_timesteps = 2000
-    assert tune.main(plan) == 0
+    tune.main(plan)
     assert states(tmp_path) == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
     (pruned,) = tmp_path.glob("steps-gain=5,*/Task-v0/11")
     assert 1000 <= run.reached(pruned) < 2000, "not before half of the first run, and not at its end"
