@@ -51,7 +51,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import random
 import re
 import sys
@@ -237,7 +236,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
+        grads = [
+            g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None
+        ]  # grad L   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -523,8 +524,8 @@ class VectorEnvs:
         """Step every environment and start a new episode where one ended (Gymnasium's SAME_STEP autoreset).
 
         actions: [n, act] in environment units, or [n] integers.
-        Returns (s2 [n, obs], r [n], terminal [n], done [n]): s2 is the state that the step led to, the final one of an
-        episode included; terminal is true termination, done is termination or truncation. Raises RunFailed.
+        Returns (s2 [n, obs], r [n] (float64), terminal [n], done [n]): s2 is the state that the step led to, the final
+        one of an episode included; terminal is true termination, done termination or truncation. Raises RunFailed.
         """
         a = actions.cpu().numpy()
         require_finite(self.steps, action=a)
@@ -666,7 +667,7 @@ class Run(contextlib.AbstractContextManager):
         if config.get("script_sha256", sha256) != sha256:
             print("the script has changed since this run was started, so results may differ")
         packages = sorted({"torch", "numpy", "gymnasium", "gymnasium_robotics", "mujoco"} & sys.modules.keys())
-        versions = {"python": platform.python_version()} | {x: sys.modules[x].__version__ for x in packages}
+        versions = {"python": sys.version.split()[0]} | {x: sys.modules[x].__version__ for x in packages}
         settings = asdict(replace(self.args, run_dir=str(self.folder), resume=None))
         commands = [*config.get("commands", []), ["python", *sys.argv]]
         config |= {"args": settings, "script_sha256": sha256, "versions": versions, "commands": commands}
@@ -823,7 +824,10 @@ def load_policy(folder: str, agent_class: type, args_class: type, device: str = 
     args, saved = read_args(Path(folder), agent_class, args_class), read(Path(folder, "policy.pt"))
     env = make_env(args.env_id, evaluation=True)
     agent = agent_class(env.observation_space, env.action_space, replace(args, device=device, compile=False))
-    agent.load_state_dict(agent.state_dict() | saved["policy"])
+    fresh = {k: v for k, v in agent.state_dict().items() if k.startswith(agent.training_only)}
+    if missing := agent.state_dict().keys() - fresh.keys() - saved["policy"].keys():
+        raise UserError(f"{folder}/policy.pt lacks {', '.join(sorted(missing))}: use the script that it was saved by")
+    agent.load_state_dict(fresh | saved["policy"])
     return agent.eval(), env, saved["step"]
 
 
@@ -854,15 +858,14 @@ def prepare(args: Any) -> Any:
         try:
             importlib.import_module("wandb").login()
         except Exception as error:
-            remedy = "`pip install wandb`, `wandb login` or set WANDB_MODE=offline"
-            raise UserError(f"--track: {error}; {remedy}") from error
+            raise UserError(f"--track: {error}; `pip install wandb`, `wandb login` or WANDB_MODE=offline") from error
     torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of a compiled function
     torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
     torch._inductor.config.cpp_wrapper = device == "cpu"  # no Python between the kernels
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    # of the line above, of the user's choice, of films as they are
+    # warnings that tell nothing: denormals are off, an older version of a task was chosen, how films end
     warnings.filterwarnings("ignore", ".*(smallest subnormal|is out of date|the last frame|Overwriting existing)")
     seed_generators(args.seed, 3)
     args = replace(args, device=device)
@@ -885,8 +888,7 @@ def parse(args_class: type, agent_class: type) -> Any:
     if args.resume or args.evaluate:
         saved = read_args(Path(args.resume or args.evaluate), agent_class, args_class)
         own = {} if args.resume else {"device": "auto", "compile": False, "capture_video": False, "render": False}
-        saved = replace(saved, **own)
-        args = tyro.cli(args_class, args=words, description=__doc__, default=saved)
+        args = tyro.cli(args_class, args=words, description=__doc__, default=replace(saved, **own))
     if args.evaluate:
         refuse_changes(saved, args, {"seed", "eval_episodes"})
     return args

@@ -47,7 +47,6 @@ import io
 import json
 import math
 import os
-import platform
 import random
 import re
 import sys
@@ -153,10 +152,10 @@ class Args:
 
     def check(self) -> None:
         """Raise UserError where two settings contradict each other."""
-        if self.num_minibatches > self.num_envs * self.num_steps:
+        rollout = self.num_envs * self.num_steps
+        if self.num_minibatches > rollout:
             raise UserError(
-                f"--num-minibatches {self.num_minibatches} exceeds the {self.num_envs * self.num_steps} steps of a "
-                "rollout: lower it or raise --num-steps"
+                f"--num-minibatches {self.num_minibatches} exceeds the {rollout} steps of a rollout: lower it"
             )
 
 
@@ -234,9 +233,7 @@ class SoftmaxActor(nn.Module):
     def sample(self, s: Tensor) -> Tensor:
         """A random action."""
         z = self.logits(s)
-        return (z - torch.empty_like(z).exponential_().log()).argmax(
-            -1
-        )  # Gumbel: z_a - log Exp(1) is largest with prob. pi   [SOFTMAX.1]
+        return (z - torch.empty_like(z).exponential_().log()).argmax(-1)  # Gumbel: argmax ~ pi   [SOFTMAX.1]
 
     def log_prob(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a | s) [n] and the entropy S[pi](s) [n]."""
@@ -264,7 +261,7 @@ class RunningMoments(nn.Module):
     def __init__(self, size: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("var", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
         self.register_buffer("count", torch.zeros(()))
 
@@ -276,10 +273,6 @@ class RunningMoments(nn.Module):
         self.mean += weight * delta
         self.var += weight * (var - self.var + (1 - weight) * delta.square())
         self.std.copy_((self.var + 1e-8).sqrt())
-
-    def standardise(self, x: Tensor) -> Tensor:
-        """x [..., size] less the mean, over the standard deviation."""
-        return (x - self.mean) / self.std
 
 
 # ======================================================================================================================
@@ -301,7 +294,9 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
+        grads = [
+            g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None
+        ]  # grad L   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -363,7 +358,7 @@ class PPO(nn.Module):
         self.critic = mlp(obs_dim, 1, gain=1.0)  # V(s; theta) ~ V^pi(s)   [V.1]
         self.obs_stats = RunningMoments(obs_dim)
         self.return_stats = RunningMoments(1)
-        self.register_buffer("discounted_return", torch.zeros(args.num_envs), persistent=False)
+        self.register_buffer("carried", torch.zeros(args.num_envs), persistent=False)
         self.minibatch_size = -(-args.num_envs * args.num_steps // args.num_minibatches)
         self.to(args.device)
         self.optimizer = torch.optim.Adam(self.parameters(), args.learning_rate, eps=1e-5, fused=True)
@@ -371,7 +366,7 @@ class PPO(nn.Module):
 
     def normalise(self, s: Tensor) -> Tensor:
         """Observations as the networks see them."""
-        return self.obs_stats.standardise(s).clamp(-10, 10) if self.args.norm_obs else s
+        return ((s - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10) if self.args.norm_obs else s
 
     @torch.no_grad()
     def act(self, s: Tensor) -> Tensor:
@@ -389,8 +384,8 @@ class PPO(nn.Module):
             return r
         returns, decay = [], self.args.gamma * (1 - done)
         for r_t, decay_t in zip(r.unbind(), decay.unbind(), strict=True):
-            returns.append(r_t + self.discounted_return)  # R_t = r_t + gamma (1 - done_{t-1}) R_{t-1}
-            self.discounted_return = decay_t * returns[-1]
+            returns.append(r_t + self.carried)  # R_t = r_t + gamma (1 - done_{t-1}) R_{t-1}
+            self.carried = decay_t * returns[-1]  # gamma (1 - done_t) R_t
         self.return_stats.update(torch.stack(returns).view(-1, 1))
         return (r / self.return_stats.std).clamp(-10, 10)
 
@@ -482,7 +477,7 @@ def train(args: Args) -> Path:
     agent = PPO(envs.observation_space, envs.action_space, args)
     with Run(args, agent, envs) as run:
         for end in run.segments(args.num_envs * args.num_steps):
-            while envs.steps < end:  # for t = 1, 2, ...   [LOOP.1]
+            while envs.steps < end:  # for k = 1, 2, ...   [LOOP.1]
                 progress = envs.steps / run.total
                 # collect: the last rollout ends with the run
                 steps = min(args.num_steps, (end - envs.steps) // args.num_envs)
@@ -586,8 +581,8 @@ class VectorEnvs:
         """Step every environment and start a new episode where one ended (Gymnasium's SAME_STEP autoreset).
 
         actions: [n, act] in environment units, or [n] integers.
-        Returns (s2 [n, obs], r [n], terminal [n], done [n]): s2 is the state that the step led to, the final one of an
-        episode included; terminal is true termination, done is termination or truncation. Raises RunFailed.
+        Returns (s2 [n, obs], r [n] (float64), terminal [n], done [n]): s2 is the state that the step led to, the final
+        one of an episode included; terminal is true termination, done termination or truncation. Raises RunFailed.
         """
         a = actions.cpu().numpy()
         require_finite(self.steps, action=a)
@@ -729,7 +724,7 @@ class Run(contextlib.AbstractContextManager):
         if config.get("script_sha256", sha256) != sha256:
             print("the script has changed since this run was started, so results may differ")
         packages = sorted({"torch", "numpy", "gymnasium", "gymnasium_robotics", "mujoco"} & sys.modules.keys())
-        versions = {"python": platform.python_version()} | {x: sys.modules[x].__version__ for x in packages}
+        versions = {"python": sys.version.split()[0]} | {x: sys.modules[x].__version__ for x in packages}
         settings = asdict(replace(self.args, run_dir=str(self.folder), resume=None))
         commands = [*config.get("commands", []), ["python", *sys.argv]]
         config |= {"args": settings, "script_sha256": sha256, "versions": versions, "commands": commands}
@@ -886,7 +881,10 @@ def load_policy(folder: str, agent_class: type, args_class: type, device: str = 
     args, saved = read_args(Path(folder), agent_class, args_class), read(Path(folder, "policy.pt"))
     env = make_env(args.env_id, evaluation=True)
     agent = agent_class(env.observation_space, env.action_space, replace(args, device=device, compile=False))
-    agent.load_state_dict(agent.state_dict() | saved["policy"])
+    fresh = {k: v for k, v in agent.state_dict().items() if k.startswith(agent.training_only)}
+    if missing := agent.state_dict().keys() - fresh.keys() - saved["policy"].keys():
+        raise UserError(f"{folder}/policy.pt lacks {', '.join(sorted(missing))}: use the script that it was saved by")
+    agent.load_state_dict(fresh | saved["policy"])
     return agent.eval(), env, saved["step"]
 
 
@@ -917,15 +915,14 @@ def prepare(args: Any) -> Any:
         try:
             importlib.import_module("wandb").login()
         except Exception as error:
-            remedy = "`pip install wandb`, `wandb login` or set WANDB_MODE=offline"
-            raise UserError(f"--track: {error}; {remedy}") from error
+            raise UserError(f"--track: {error}; `pip install wandb`, `wandb login` or WANDB_MODE=offline") from error
     torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of a compiled function
     torch._inductor.config.compile_threads = 1  # no pool of compile processes, which would double the memory
     torch._inductor.config.cpp_wrapper = device == "cpu"  # no Python between the kernels
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.set_flush_denormal(True)  # Adam's moments of dead units decay into denormal numbers, which are slow
-    # of the line above, of the user's choice, of films as they are
+    # warnings that tell nothing: denormals are off, an older version of a task was chosen, how films end
     warnings.filterwarnings("ignore", ".*(smallest subnormal|is out of date|the last frame|Overwriting existing)")
     seed_generators(args.seed, 3)
     args = replace(args, device=device)
@@ -948,8 +945,7 @@ def parse(args_class: type, agent_class: type) -> Any:
     if args.resume or args.evaluate:
         saved = read_args(Path(args.resume or args.evaluate), agent_class, args_class)
         own = {} if args.resume else {"device": "auto", "compile": False, "capture_video": False, "render": False}
-        saved = replace(saved, **own)
-        args = tyro.cli(args_class, args=words, description=__doc__, default=saved)
+        args = tyro.cli(args_class, args=words, description=__doc__, default=replace(saved, **own))
     if args.evaluate:
         refuse_changes(saved, args, {"seed", "eval_episodes"})
     return args

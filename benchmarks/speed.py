@@ -94,6 +94,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = collections.Counter()
+        self.spent_at_mark: dict[str, float] = {}
         self.inside: list[float] = []  # seconds in the timed calls of each call that is running, innermost last
 
     def time(self, owner: Any, name: str, part: str) -> None:
@@ -120,17 +121,21 @@ def ours(algorithm: str, steps: int, device: str, precision: str, parts: bool = 
     report = module.Run.report
 
     def marked(run: Any, info: dict[str, Any]) -> None:
-        report(run, info)
-        if run.envs.steps >= WARM_UP[algorithm]:
+        if run.envs.steps >= WARM_UP[algorithm]:  # before the report, whose last one evaluates
             marks.append((run.envs.steps, time.perf_counter()))
             if len(marks) == 1:
                 clock.spent.clear()
+            clock.spent_at_mark = dict(clock.spent)
+        report(run, info)
 
     module.Run.report = marked
     if parts:
         from gymnasium.envs.mujoco import MujocoEnv
 
         agent = next(x for x in vars(module).values() if getattr(x, "__name__", "").lower() == algorithm)
+        if algorithm == "her_ddpg":
+            robots = importlib.import_module("gymnasium_robotics.envs.robot_env")
+            clock.time(robots.MujocoRobotEnv, "_mujoco_step", "physics")
         clock.time(MujocoEnv, "do_simulation", "physics")
         clock.time(module.gym.vector.SyncVectorEnv, "step", "gymnasium")
         clock.time(module.VectorEnvs, "step", "VectorEnvs")
@@ -150,7 +155,9 @@ def ours(algorithm: str, steps: int, device: str, precision: str, parts: bool = 
     if not parts:
         return (last - first) / (t1 - t0)
     vector_steps = (last - first) / args.num_envs
-    spent = {part: clock.spent[part] for part in ("physics", "gymnasium", "VectorEnvs", "explore", "update")}
+    spent = {
+        part: clock.spent_at_mark.get(part, 0.0) for part in ("physics", "gymnasium", "VectorEnvs", "explore", "update")
+    }
     spent["rest"] = t1 - t0 - sum(spent.values())
     return {part: seconds / vector_steps * 1e6 for part, seconds in spent.items()}
 
@@ -253,16 +260,20 @@ def gradient_errors(algorithm: str) -> dict[str, list[float]]:
     without_data = {"alpha_loss"} | ({"value_loss"} if algorithm == "sac" else set())  # SAC has V on request only
     for name in (name for name in dir(agent) if name.endswith("loss") and name not in without_data):
         loss = getattr(agent, name)
-        data = [torch.randn(n, wide[x]) if x in wide else torch.rand(n) for x in inspect.signature(loss).parameters]
+        data = {x: torch.randn(n, wide[x]) if x in wide else torch.rand(n) for x in inspect.signature(loss).parameters}
+        if "terminal" in data:
+            data["terminal"] = (data["terminal"] > 0.9).float()
 
-        def gradient(dtype: Any, loss: Any = loss, data: Any = data) -> Any:
+        if name == "surrogate_loss":  # TRPO's step needs no optimiser
+            parameters = list(agent.actor.parameters())
+        else:
+            optimizer = getattr(agent, name.replace("loss", "optimizer"), None) or agent.optimizer
+            parameters = optimizer.param_groups[0]["params"]
+
+        def gradient(dtype: Any, loss: Any = loss, data: Any = data, parameters: Any = parameters) -> Any:
             agent.to(dtype)
-            grads = torch.autograd.grad(
-                loss(*(x.to(dtype) for x in data))[0],
-                [p for p in agent.parameters() if p.requires_grad],
-                allow_unused=True,
-            )
-            return torch.cat([g.flatten().double() for g in grads if g is not None])
+            grads = torch.autograd.grad(loss(*(x.to(dtype) for x in data.values()))[0], parameters)
+            return torch.cat([g.flatten().double() for g in grads])
 
         true, errors[name] = gradient(torch.float64), []
         for precision in ("highest", "high", "medium"):

@@ -175,6 +175,15 @@ def test_damaged_files(flag: str, name: str, left, finished, command_line, tmp_p
     assert contents(path.parent) == before
 
 
+def test_a_policy_of_another_network_is_refused(finished, command_line, tmp_path):
+    """What act needs is never filled up with new weights."""
+    path = shutil.copytree(finished("td3"), tmp_path / "run") / "policy.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["policy"]["actor.net.0.weight"]
+    torch.save(saved, path)
+    assert_one_line(*command_line("td3", "--evaluate", path.parent), f"{path} lacks actor.net.0.weight")
+
+
 # ---- --evaluate ------------------------------------------------------------------------------------------------------
 
 
