@@ -61,15 +61,17 @@ def main(args: Args) -> None:
     for label in SETTINGS:
         kl, earned = (interval(by_seed.loc[label][column]) for column in ("log10_kl", "return"))
         table[label] = 10 ** kl[0], earned[0]
-        name = label.split(",")[0]
+        name, setting = label.split(", ")
         colour = COLOURS[list(MODULES).index(name)]
         axis.plot(*table[label], "o", color=colour, label=f"{name} (n = {args.seeds})")
         axis.hlines(earned[0], 10 ** kl[1], 10 ** kl[2], color=colour)
         axis.vlines(10 ** kl[0], *earned[1:], color=colour)
-        axis.annotate(label.split(", ")[1], table[label], (4, 5), textcoords="offset points", color=colour)
-    axis.set(xscale="log", ylim=(0, 540), xlabel="KL(old, new) of an update, nats, geometric mean over the run")
+        axis.annotate(setting, table[label], (4, 5), textcoords="offset points", color=colour)
+    axis.set(
+        xscale="log", xmargin=0.1, ylim=(0, 540), xlabel="KL(old, new) of an update, nats, geometric mean over the run"
+    )
     axis.set_ylabel(f"return of the last 5 of {updates} policies")
-    axis.legend(handles=axis.lines[::3], loc="lower left")
+    figure.legend(handles=axis.lines[::3], loc="outside lower center", ncols=3)
     save(args, "trust_region", rows, figure)
     says = "; ".join(f"{label}: {kl:.1g} and {earned:.0f}" for label, (kl, earned) in table.items())
     best = max(table, key=lambda label: table[label][1])
