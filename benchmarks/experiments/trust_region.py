@@ -67,9 +67,7 @@ def main(args: Args) -> None:
         axis.hlines(earned[0], 10 ** kl[1], 10 ** kl[2], color=colour)
         axis.vlines(10 ** kl[0], *earned[1:], color=colour)
         axis.annotate(setting, table[label], (4, 5), textcoords="offset points", color=colour)
-    axis.set(
-        xscale="log", xmargin=0.1, ylim=(0, 540), xlabel="KL(old, new) of an update, nats, geometric mean over the run"
-    )
+    axis.set(xscale="log", xmargin=0.1, ylim=(0, 540), xlabel="KL(old, new) of an update, nats, geometric mean")
     axis.set_ylabel(f"return of the last 5 of {updates} policies")
     figure.legend(handles=axis.lines[::3], loc="outside lower center", ncols=3)
     save(args, "trust_region", rows, figure)
