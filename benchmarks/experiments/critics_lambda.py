@@ -71,10 +71,8 @@ def main(args: Args) -> None:
     mean = rows.groupby(["kind", "value"])[["bias2", "variance", "error"]].mean()
     ends = mean.loc["lambda"].loc[[0.0, 1.0]].itertuples()
     one, monte = (f"bias² {x.bias2:.2f}, variance {x.variance:.2f}, error of V {x.error:.2f}" for x in ends)
-    best = "{} = {:g}".format(*mean["error"].idxmin()).replace("n-step", "n")
-    tell(
-        f"One-step targets: {one}; Monte Carlo: {monte}.", f"V learns best, to {mean['error'].min():.2f}, with {best}."
-    )
+    tell(f"One-step targets: {one}; Monte Carlo: {monte}.")
+    tell(f"V learns best, to {mean['error'].min():.2f}, with {'{} {:g}'.format(*mean['error'].idxmin())}.")
 
 
 if __name__ == "__main__":
