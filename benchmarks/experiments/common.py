@@ -69,18 +69,18 @@ def setup(doc: str, seeds: int = 5) -> Args:
     return args
 
 
-def save_small(figure: plt.Figure, path: Path) -> None:
-    """Write the figure as a png of 128 colours, which takes a third of the space."""
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100, facecolor="white")
-    Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+def picture(figure: plt.Figure) -> Image.Image:
+    """The figure in 64 colours, which halves the file and cannot be seen."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100, facecolor="white")
+    return Image.open(file).convert("RGB").quantize(64, dither=Image.Dither.NONE)
 
 
 def save(args: Args, name: str, rows: list[dict[str, Any]] | pd.DataFrame, figure: plt.Figure) -> None:
     """Write rows as NAME.csv and the figure as NAME.png, each complete or not at all, and name them."""
     for suffix, write in (
         ("csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")),
-        ("png", lambda path: save_small(figure, path)),
+        ("png", lambda path: picture(figure).save(path, optimize=True)),
     ):
         part = args.out / f".{name}.{os.getpid()}.{suffix}"
         try:

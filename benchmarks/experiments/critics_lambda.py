@@ -60,10 +60,9 @@ def main(args: Args) -> None:
     rows = measure(run, args, (50, 1) if args.quick else (500, 10))
     figure, (left, right) = panels("Targets of one-step, n-step and Monte Carlo critics, random walk", 2)
     for kind, line in (("lambda", "-"), ("n-step", "--")):
-        chosen = rows[rows["kind"] == kind]
-        curve(left, chosen, "steps", "bias2", f"bias², {kind}", color=COLOURS[0], linestyle=line)
-        curve(left, chosen, "steps", "variance", f"variance, {kind}", color=COLOURS[1], linestyle=line)
-        curve(right, chosen, "steps", "error", kind, color=COLOURS[2], linestyle=line, marker="o")
+        columns = {"bias²": (left, "bias2"), "variance": (left, "variance"), "error": (right, "error")}
+        for colour, (label, (axis, column)) in zip(COLOURS, columns.items(), strict=False):
+            curve(axis, rows[rows["kind"] == kind], "steps", column, f"{label}, {kind}", color=colour, linestyle=line)
     for axis, label in ((left, "bias², variance of targets at V = 0"), (right, "RMS error of V over 10 episodes")):
         axis.set(xlabel="steps till V takes over: n or 1 / (1 - lambda)", ylabel=label, xscale="log")
         axis.set_xticks([1, 10, MONTE_CARLO], ["1", "10", "Monte Carlo"])
@@ -71,9 +70,9 @@ def main(args: Args) -> None:
     save(args, "critics_lambda", rows, figure)
     mean = rows.groupby(["kind", "value"])[["bias2", "variance", "error"]].mean()
     ends = mean.loc["lambda"].loc[[0.0, 1.0]].itertuples()
-    one, carlo = (f"{x.error:.2f} (bias² {x.bias2:.2f}, variance {x.variance:.2f})" for x in ends)
-    tell(f"The error of V is {one} with one-step targets and {carlo} with Monte Carlo.")
-    tell(f"It is least, {mean['error'].min():.2f}, with {'{} {:g}'.format(*mean['error'].idxmin())}.")
+    one, monte = (f"bias² {x.bias2:.2f}, variance {x.variance:.2f}, error of V {x.error:.2f}" for x in ends)
+    tell(f"One-step targets: {one}; Monte Carlo: {monte}.")
+    tell(f"V learns best, to {mean['error'].min():.2f}, with {'{} {:g}'.format(*mean['error'].idxmin())}.")
 
 
 if __name__ == "__main__":

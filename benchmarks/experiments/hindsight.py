@@ -48,15 +48,15 @@ def main(args: Args) -> None:
     for her, label in ((True, "with hindsight"), (False, "without")):
         for axis, column in zip(axes, ("success", "replayed"), strict=True):
             curve(axis, rows[rows["hindsight"] == her], "step", column, label)
-    axes[0].set(xlabel="environment steps", ylabel="share of episodes that end at the goal")
+    axes[0].set(xlabel="environment steps", ylabel="share of episodes that end at the goal", ylim=(-0.03, 1.03))
     axes[1].set(xlabel="environment steps", ylabel="share of replayed transitions at their goal")
     axes[0].legend()
     save(args, "hindsight", rows, figure)
     replayed, last = rows.groupby("hindsight")["replayed"].mean(), rows[rows["step"] == rows["step"].max()]
     (a, low, high), (b, low2, high2) = (interval(last[last["hindsight"] == her]["success"]) for her in (True, False))
     tell(
-        f"After {rows['step'].max()} steps {a:.0%} [{low:.0%}, {high:.0%}] of the episodes end at their goal with "
-        f"hindsight, {b:.0%} [{low2:.0%}, {high2:.0%}] without.",
+        f"After {rows['step'].max()} steps {a:.0%} [{low:.0%}, {min(high, 1):.0%}] of the episodes end at their goal "
+        f"with hindsight, {b:.0%} [{low2:.0%}, {min(high2, 1):.0%}] without.",
         f"Of the transitions replayed {replayed[True]:.0%} are at their goal with hindsight and {replayed[False]:.1%} "
         "without.",
     )

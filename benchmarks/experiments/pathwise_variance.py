@@ -49,12 +49,13 @@ def main(args: Args) -> None:
         chosen = rows[rows["estimate"] == name]
         curve(axes[0], chosen[chosen["sigma"] == 0.6], "horizon", "variance", name, marker="o")
         curve(axes[1], chosen[chosen["horizon"] == 10], "sigma", "variance", name, marker="o")
-    axes[0].set(xlabel="horizon T, steps (sigma = 0.6)", ylabel="variance / |grad J|²", xscale="log", yscale="log")
-    axes[1].set(xlabel="sigma of the policy (T = 10 steps)", xscale="log", yscale="log")
+    axes[0].set(xlabel="horizon T, steps (sigma = 0.6)", ylabel="variance / |grad J|²")
+    axes[1].set_xlabel("sigma of the policy (T = 10 steps)")
     for axis, ticks in zip(axes, (HORIZONS, SIGMAS), strict=True):
+        axis.set(xscale="log", yscale="log", ylim=(0.03, 2000))
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
-    axes[1].legend()
+    axes[0].legend()
     save(args, "pathwise_variance", rows, figure)
     variance = rows.groupby(["horizon", "sigma", "estimate"])["variance"].mean()
     ratio = {sigma: variance[10, sigma, NAMES[1]] / variance[10, sigma, NAMES[2]] for sigma in SIGMAS}

@@ -76,4 +76,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(setup(__doc__))
+    main(setup(__doc__, seeds=10))

@@ -56,8 +56,8 @@ def main(args: Args) -> None:
     for label in SETTINGS:
         curve(left, rows[rows["target"] == label], "step", "return", label)
         curve(right, rows[rows["target"] == label], "step", "error", label)
-    left.set(xlabel="environment steps", ylabel="return of an episode of 200 steps")
-    right.set(xlabel="environment steps", ylabel="|mean Q(s, mu(s)) - true discounted return|")
+    left.set(xlabel="environment steps", ylabel="return of an episode of 200 steps", ylim=(-1750, 50))
+    right.set(xlabel="environment steps", ylabel="|mean Q(s, mu(s)) - true discounted return|", ylim=(0, 160))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save(args, "target_networks", rows, figure)
     late = rows[rows["step"] > steps // 2].groupby("target")[["return", "error"]].mean()

@@ -42,7 +42,7 @@ def main(args: Args) -> None:
         for axis, column in zip(axes, ("return", "entropy", "alpha"), strict=True):
             label = "alpha learned" if alpha == "auto" else f"alpha = {alpha}"
             curve(axis, rows[rows["setting"] == alpha], "step", column, label)
-    axes[0].set_ylabel("return of an episode of 200 steps")
+    axes[0].set(ylabel="return of an episode of 200 steps", ylim=(-1750, 50))
     axes[1].set_ylabel("entropy of the policy, nats")
     axes[1].axhline(-1, color="black", linewidth=1, linestyle=":", label="target H = -1")
     axes[2].set_ylabel("alpha")

@@ -56,24 +56,24 @@ def main(args: Args) -> None:
     """Measure, draw, tell."""
     updates = 2 if args.quick else 20
     rows = measure(run, args, *((label, updates) for label in SETTINGS))
-    by_seed = rows.assign(log10_kl=np.log10(rows["kl"])).groupby(["setting", "seed"])[["log10_kl", "return"]].mean()
+    by_seed = rows.groupby(["setting", "seed"])[["kl", "return"]].mean().assign(log10_kl=lambda x: np.log10(x["kl"]))
     (figure, axis), table = panels(f"Policy steps and returns, {TASK}", 1), {}
     for label in SETTINGS:
         kl, earned = (interval(by_seed.loc[label][column]) for column in ("log10_kl", "return"))
         table[label] = 10 ** kl[0], earned[0]
-        name = label.split(",")[0]
+        name, setting = label.split(", ")
         colour = COLOURS[list(MODULES).index(name)]
         axis.plot(*table[label], "o", color=colour, label=f"{name} (n = {args.seeds})")
         axis.hlines(earned[0], 10 ** kl[1], 10 ** kl[2], color=colour)
         axis.vlines(10 ** kl[0], *earned[1:], color=colour)
-        axis.annotate(label.split(", ")[1], table[label], (4, 5), textcoords="offset points", color=colour)
-    axis.set(xscale="log", ylim=(0, 540), xlabel="KL(old, new) of an update, nats, geometric mean over the run")
+        axis.annotate(setting, table[label], (4, 5), textcoords="offset points", color=colour)
+    axis.set(xscale="log", xmargin=0.1, ylim=(0, 540), xlabel="mean KL(old, new) of an update, nats")
     axis.set_ylabel(f"return of the last 5 of {updates} policies")
-    axis.legend(handles=axis.lines[::3], loc="lower left")
+    figure.legend(handles=axis.lines[::3], loc="outside lower center", ncols=3)
     save(args, "trust_region", rows, figure)
     says = "; ".join(f"{label}: {kl:.1g} and {earned:.0f}" for label, (kl, earned) in table.items())
     best = max(table, key=lambda label: table[label][1])
-    tell(f"KL per update and final return are {says}.", f"{best} earns most, at {table[best][0]:.1g} nats per update.")
+    tell(f"Mean KL and final return are {says}.", f"{best} earns most, at {table[best][0]:.1g} nats per update.")
 
 
 if __name__ == "__main__":
