@@ -839,7 +839,7 @@ def read_args(folder: Path, agent_class: type, args_class: type) -> Any:
             raise UserError(f"{folder} is a run of {config['algorithm']}: use {config['algorithm']}.py")
         return args_class(**config["args"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json does not fit this script ({error}): use the one of then") from error
+        raise UserError(f"{folder}/config.json does not fit ({error}): use the script that made the run") from error
 
 
 def refuse_changes(before: Any, after: Any, free: set[str]) -> None:

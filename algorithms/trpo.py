@@ -161,9 +161,8 @@ class Args:
         """Raise UserError where two settings contradict each other."""
         rollout = self.num_envs * self.num_steps
         if self.num_minibatches > rollout:
-            raise UserError(
-                f"--num-minibatches {self.num_minibatches} exceeds the {rollout} steps of a rollout: lower it"
-            )
+            steps = f"the {rollout} steps of a rollout"
+            raise UserError(f"--num-minibatches {self.num_minibatches} exceeds {steps}: lower it or raise --num-steps")
 
 
 # ======================================================================================================================
@@ -947,7 +946,7 @@ def read_args(folder: Path, agent_class: type, args_class: type) -> Any:
             raise UserError(f"{folder} is a run of {config['algorithm']}: use {config['algorithm']}.py")
         return args_class(**config["args"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}/config.json does not fit this script ({error}): use the one of then") from error
+        raise UserError(f"{folder}/config.json does not fit ({error}): use the script that made the run") from error
 
 
 def refuse_changes(before: Any, after: Any, free: set[str]) -> None:

@@ -75,6 +75,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
+def last_words(text: str) -> str:
+    """The last line of an error's text that tells something: not the frame of a box, nor its pointer to --help."""
+    lines = [line.strip(" │╭╮╰╯─") for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line and not line.startswith("For full helptext")), "")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text; whoever reads it meanwhile sees the old or the new one. Raises OSError."""
     path = path.resolve()
@@ -170,7 +176,7 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         "code_sha256": status.get("code_sha256") or (script.code if made_by == script.file else "unknown"),
         "same_as": "", "command": "; ".join(shlex.join(map(str, words)) for words in config.get("commands", [])),
         "hardware": status.get("hardware", ""), "seconds": status.get("seconds"), "reason": status.get("reason", ""),
-        "error": (status.get("stderr_tail") or "").strip().rpartition("\n")[2].strip(),
+        "error": last_words(status.get("stderr_tail") or ""),
     }  # fmt: skip
     episodes = pd.DataFrame(columns=["step", "return", "length"])
     with contextlib.suppress(OSError, pd.errors.EmptyDataError):

@@ -91,14 +91,14 @@ def matrix_cell(cell: Cell, comparison: Comparison | None, metric: str, total: i
     """ours / published of one algorithm on one task."""
     if not cell.has(metric):
         return "–" if cell.seeds else "failed" if cell.runs["state"].str.startswith("failed").any() else "unfinished"
-    ours, theirs, step, verdict = cell.final(metric), "–", cell.total, ""
+    ours, theirs, step, verdict, final = cell.final(metric), "–", cell.total, "", ""
     if comparison and comparison.difference:
         theirs, verdict = number(comparison.row.mean), comparison.difference.verdict
     elif comparison:
         theirs = f"({number(comparison.row.mean)})"
     if comparison and comparison.ours is not None and comparison.row.step < (1 - SAME_STEP) * cell.total:
-        ours, step = comparison.ours, comparison.row.step
-    text = f"{number(ours.mean())} / {theirs}" + (f" at {count(step)}" if step != total else "")
+        final, ours, step = f"{number(ours.mean())}; ", comparison.ours, comparison.row.step
+    text = f"{final}{number(ours.mean())} / {theirs}" + (f" at {count(step)}" if step != total else "")
     text = {"higher": f"**{text}**", "lower": f"▾ {text}"}.get(verdict, text)
     return f"<sub>{text}</sub>" if len(cell.seeds) < FEW_SEEDS else text
 
@@ -128,7 +128,8 @@ def matrix(found: list[Cell], published: list[Published], measured: dict[str, st
     runs = pd.concat([cell.runs for cell in found])
     separable = len(tested) - tested.count("not separable")
     legend = (
-        "Mean over seeds of the last evaluation / published reference, at the steps on top unless others are named. "
+        "Mean over seeds of the last evaluation / published reference, at the steps on top; where the reference is of "
+        "earlier steps, both at those steps behind the semicolon. "
         f"**Bold**: separably higher, ▾: separably lower (Welch's test at 95 %). Small: fewer than {FEW_SEEDS} seeds. "
         "In parentheses: not judged, being of another version of the task, other settings, more or unstated steps. "
         f"{separable} of {len(tested)} tested differences are separable; one in twenty would be by chance. steps/s: "
@@ -212,10 +213,13 @@ def compared(a: str, b: str, found: list[Cell]) -> str:
 
     Raises InputError if one of them, or a task that they share, is missing.
     """
+    names, finished = sorted({cell.name for cell in found}), []
     for name in (a, b):
-        if name not in (names := sorted({cell.name for cell in found})):
+        known = [full for full in names if name in (full, full.partition(" (")[0])]  # "myalgo (mine)" is myalgo, too
+        if len(known) != 1 and name not in known:
             raise InputError(f"--compare {name} is not in the results: choose from {', '.join(names)}")
-    finished = [[cell for cell in found if cell.name == name and cell.seeds] for name in (a, b)]
+        full = name if name in known else known[0]
+        finished.append([cell for cell in found if cell.name == full and cell.seeds])
     pairs = [(x, y) for x, y in itertools.product(*finished) if x.env_id == y.env_id]
     pairs.sort(key=lambda pair: (pair[0].total == pair[1].total, min(pair[0].total, pair[1].total)))
     rows = []

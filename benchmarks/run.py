@@ -36,7 +36,7 @@ import tyro
 from executors import Local, Ray
 from executors import hardware as hardware  # for speed.py
 from filelock import FileLock, Timeout
-from records import InputError, code_sha256, read_json, read_run_folder, write_atomically
+from records import InputError, code_sha256, last_words, read_json, read_run_folder, write_atomically
 from rich.console import Console
 from suites import ALGORITHMS, PEERS, ROOT, SUITES, Experiment
 from tqdm import tqdm
@@ -62,9 +62,10 @@ class Args:
     total_timesteps: int | None = None
     """Environment steps of each run (>= 1); default the suite's, or 1000000."""
     variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=FLAGS, as in "clip0.1=--clip-coef 0.1": every algorithm once more, with these flags. Repeatable."""
+    """NAME=FLAGS, as in "clip0.1=--clip-coef 0.1": every algorithm but the peers (sb3-...) once more, with these flags.
+    Repeatable."""
     flags: str = ""
-    """Flags of all runs, as in --flags="--no-compile --eval-every 5000" (with the equals sign)."""
+    """Flags of all runs, as in --flags="--eval-every 5000" (with the equals sign); of peers, see peers.py --help."""
     results: str | None = None
     """Folder of the run folders; default runs/SUITE, or runs/own."""
     jobs: int | None = None
@@ -239,6 +240,8 @@ def plan(args: Args) -> list[Job]:
         if (entry and not (name and text)) or "/" in name:
             raise InputError(f"--variant {entry}: write NAME=FLAGS, as in clip0.1=--clip-coef 0.1")
         for e in chosen:
+            if entry and e.algorithm.startswith("sb3-"):
+                continue  # a peer has RL Zoo's settings alone
             flags = e.flags | parse_flags(args.flags) | parse_flags(text)
             steps, variant = args.total_timesteps or e.total_timesteps, "-".join(filter(None, (e.variant, name)))
             made.append(replace(e, total_timesteps=steps, flags=flags, variant=variant))
@@ -436,7 +439,7 @@ def overview(results: Path) -> str:
         step, total, clock = reached(folder), status["total_timesteps"], last_row(folder / "metrics.csv")
         if state == "running" and step and clock:
             left = max(left, (total - step) / step * float(clock[1]))
-        error = status["stderr_tail"].strip().rpartition("\n")[2] if state == "failed" else ""
+        error = last_words(status["stderr_tail"]) if state == "failed" else ""
         rows.append([*folder.relative_to(results).parts, state, f"{step} / {total}", last_evaluation(folder), error])
     if not rows:
         raise InputError(f"there are no runs in {results}: correct --results")
@@ -481,9 +484,8 @@ def main(args: Args) -> int:
         stopped = execute(todo, executor, args.jobs or executor.slots, results, args.time_budget)
     for job in jobs:
         if job.status["state"] == "failed":
-            tail = "\n    ".join(job.status["stderr_tail"].strip().splitlines()[-3:])
             left = "; left alone after so many failures" if job.status["failures"] >= args.attempts else ""
-            text = f"{job}: failed{left}, see {job.folder}/harness\n    {tail}"
+            text = f"{job}: failed{left}, see {job.folder}/harness\n    {last_words(job.status['stderr_tail'])}"
             Console().print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     states = [job.status["state"] for job in jobs]
     print(f"{told(states)}, in {results}")

@@ -23,7 +23,7 @@ import numpy as np
 import run
 import tyro
 from executors import Local
-from records import FIRST_TUNING_SEED, InputError, read_run_folder, write_atomically
+from records import FIRST_TUNING_SEED, InputError, last_words, read_run_folder, write_atomically
 from tqdm import tqdm
 
 try:
@@ -163,7 +163,7 @@ def make_trial(args: Args, study: optuna.Study, space: Space) -> None:
     failed = [job for job in jobs if job.status["state"] == "failed"]
     if any(job.status["exit_code"] == 2 for job in failed):
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        raise InputError(f"{failed[0]}: {failed[0].status['stderr_tail'].strip().rpartition(chr(10))[2]}")
+        raise InputError(f"{failed[0]}: {last_words(failed[0].status['stderr_tail'])}")
     if outcome or failed:  # it fails when a number becomes NaN, say: nothing that good settings do
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     else:
