@@ -79,12 +79,11 @@ def best_text(cell: Cell, metric: str, published: list[Published]) -> str:
 
 
 def measured_speeds(path: Path) -> dict[str, str]:
-    """Algorithm -> steps/s of ours, of the table that speed.py wrote; {} if there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [[text.strip() for text in line.split("|")[1:-1]] for line in lines]
-    head = next((k for k, row in enumerate(rows) if "ours" in row), len(rows))
-    measured = [dict(zip(rows[head], row, strict=True)) for row in rows[head + 2 :] if len(row) == len(rows[head])]
-    return {row["algorithm"]: row["ours"].split()[0] for row in measured}
+    """Algorithm -> median steps/s of ours in the table that speed.py wrote; {} if there is none."""
+    if not path.exists():
+        return {}
+    measured = pd.read_csv(path).query("side == 'ours'").groupby("algorithm")["steps_per_second"].median()
+    return {name: f"{rate:.0f}" for name, rate in measured.items()}
 
 
 def matrix_cell(cell: Cell, comparison: Comparison | None, metric: str, total: int) -> str:
@@ -318,7 +317,7 @@ def report(options: Options) -> None:
     (rows, notes), (across, matrices) = result_rows(found, published), across_tasks(found, published)
     colour = plots.colours(found)
     left_out = 0 if options.tuning_seeds else len(runs) - sum(len(cell.runs) for cell in found)
-    made["matrix"] = matrix(found, published, measured_speeds(folder / "speed.md"))
+    made["matrix"] = matrix(found, published, measured_speeds(folder / "speed.csv"))
     made |= {"results": table(rows, rows.to_numpy()) + notes, "points": points(found, published)}
     made |= {"across-tasks": across, "troubles": troubles(found, left_out)}
     pictures = []

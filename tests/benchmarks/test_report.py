@@ -143,7 +143,9 @@ def test_readme_tables_and_pictures_are_those_of_the_committed_results(tmp_path,
     copies = [Path(shutil.copy(page, tmp_path / f"{k}.md")) for k, page in enumerate(pages)]
     code, _, error = command("--results", COMMITTED, "--output", tmp_path / "out", "--into", *copies)
     assert code == 0, error
-    assert report.measured_speeds(COMMITTED / "speed.md").keys() == {x.stem for x in ROOT.glob("algorithms/*.py")}
+    speeds = report.measured_speeds(COMMITTED / "speed.csv")
+    assert speeds.keys() == {x.stem for x in ROOT.glob("algorithms/*.py")}
+    assert f" {speeds['ppo']} (" in (COMMITTED / "speed.md").read_text() and speeds["ppo"] in pages[0].read_text()
     assert [copy.read_text() for copy in copies] == [page.read_text() for page in pages]
     assert len(pages[0].read_text().splitlines()) <= 130
     assert (tmp_path / "out" / "scores.csv").read_text() == (COMMITTED / "scores.csv").read_text()
