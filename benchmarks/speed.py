@@ -75,7 +75,7 @@ class Args:
     gradients: bool = False
     """Also measure the relative error of each loss's gradient, against float64, at each precision."""
     output: str | None = None
-    """Also write OUTPUT.md, and the measurements to OUTPUT.csv."""
+    """Also write OUTPUT.md, the measurements to OUTPUT.csv, and a bar chart of them to OUTPUT-peers.png."""
 
 
 def script(algorithm: str) -> Any:
@@ -347,6 +347,24 @@ def row(algorithm: str, rates: dict[str, list[float]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def draw(measured: Path, picture: Path) -> None:
+    """Bars of each side's steps/s (medians) in a table of measurements that main wrote, as a png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import pandas as pd
+
+    table = pd.read_csv(measured).groupby(["algorithm", "side"], sort=False)["steps_per_second"].median().unstack()
+    axes = table[::-1].plot.barh(logx=True, figsize=(8.3, 4.5), width=0.8, color=["#0072B2", "#E69F00", "#999999"])
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    axes.set(xlabel="environment steps per second (logarithmic)", ylabel="", title="Speed on one thread")
+    axes.set_xlim(right=1.5 * table.max().max())  # room for the longest bar's label
+    axes.legend(["ours", "Stable-Baselines3, as many environments", "Stable-Baselines3, 1 environment"][: len(table.T)])
+    axes.figure.tight_layout()
+    axes.figure.savefig(picture, dpi=100)
+
+
 def check(args: Args) -> None:
     """Exit with 2 and one line where an argument cannot work."""
     for name in args.algorithms:
@@ -420,6 +438,7 @@ def main(args: Args) -> None:
         )
         write_atomically(Path(f"{args.output}.csv"), table.getvalue())
         write_atomically(Path(f"{args.output}.md"), "\n".join(lines) + "\n")
+        draw(Path(f"{args.output}.csv"), Path(f"{args.output}-peers.png"))
 
 
 if __name__ == "__main__":

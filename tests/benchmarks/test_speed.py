@@ -63,7 +63,7 @@ def test_a_measurement_from_the_command_line(tmp_path):
     command += ["--output", str(tmp_path / "speed")]
     result = subprocess.run([sys.executable, *command], cwd=speed.ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "speed.md").read_text() == result.stdout
+    assert (tmp_path / "speed.md").read_text() == result.stdout and (tmp_path / "speed-peers.png").stat().st_size
     assert f"`python {' '.join(command)}`" in result.stdout and "each measurement of 0.2 s" in result.stdout
     rate = re.search(r"^\| a2c \| HalfCheetah-v5 \|[^|]+\|[^|]+\| (\d+) \(\1\) \|", result.stdout, re.MULTILINE)
     written = re.search(
