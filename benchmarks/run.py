@@ -175,7 +175,7 @@ class Job:
                 tail += f"killed by {signal.Signals(-code).name}\n" if code else "ended before its last evaluation\n"
         seconds, failures = self.status["seconds"] + executor.clock() - began, self.status["failures"]
         hardware = f"{machine or 'unknown'}, device {config.get('args', {}).get('device', 'unknown')}"
-        self.write(state=state, exit_code=code, stderr_tail=tail, seconds=round(seconds, 1), hardware=hardware,
+        self.write(state=state, exit_code=code, stderr_tail=tail, seconds=round(seconds, 3), hardware=hardware,
                    failures=failures + (state == "failed"))  # fmt: skip
         tqdm.write(f"{self}: {state} at step {reached(self.folder)} ({seconds:.0f} s)")
 

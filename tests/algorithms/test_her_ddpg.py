@@ -342,7 +342,7 @@ def test_what_cannot_work_is_one_line_and_creates_nothing(tmp_path, env_id, chan
 @pytest.mark.parametrize(
     ("env_id", "changes", "message"),
     [
-        ("DenseGoal-v0", {}, r"from -1 to 0, but DenseGoal-v0 gives -\d\.\d+: use --no-clip-target"),
+        ("DenseGoal-v0", {}, r"from -1 to 0, not -\d\.\d+: use --no-clip-target"),
         ("FarGoalGoal-v0", {"buffer_size": 14, "batch_size": 4}, "--buffer-size 14 is less than an episode"),
     ],
 )

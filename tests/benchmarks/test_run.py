@@ -74,13 +74,13 @@ def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(t
         )
     )  # fmt: skip
     where = [str(job.folder.relative_to(tmp_path)) for job in jobs]
-    labels = [f"{a}{v}" for v in ("", "-clip0.1", "-wide") for a in ("ppo", "sb3-trpo", "steps")]
+    labels = ["ppo", "sb3-trpo", "steps", *(f"{a}{v}" for v in ("-clip0.1", "-wide") for a in ("ppo", "steps"))]
     tasks = "Hopper-v5", "my_module-a-MyEnv-v0"
     assert where == [f"{label}/{task}/{seed}" for seed in (1, 2) for label in labels for task in tasks]
     words = "--env-id Hopper-v5 --seed 1 --total-timesteps 300 --eval-every 50 --clip-coef 0.1 --no-norm-obs --run-dir"
     assert " ".join(jobs[6].command()) == f"python algorithms/ppo.py {words} {tmp_path}/ppo-clip0.1/Hopper-v5/1"
     assert jobs[2].command()[1:4] == ["benchmarks/peers.py", "--algorithm", "sb3-trpo"]
-    assert jobs[12].words()[-3:] == ["--layers", "64", "64"] and jobs[4].experiment.script == Path(STEPS)
+    assert jobs[10].words()[-3:] == ["--layers", "64", "64"] and jobs[4].experiment.script == Path(STEPS)
     suite = run.plan(Args(suite="fetch", results=str(tmp_path), tasks=("FetchPush-v4",), total_timesteps=70))
     assert [job.experiment.label for job in suite] == ["her_ddpg", "her_ddpg-no-her"] * 3
     assert [job.seed for job in suite] == [1, 1, 2, 2, 3, 3]
