@@ -31,7 +31,6 @@ import matplotlib.pyplot as plt
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito's
 STYLE = {"axes.prop_cycle": plt.cycler(color=COLOURS), "axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
-plt.rcParams.update(STYLE)
 
 
 @dataclass
@@ -66,6 +65,7 @@ def setup(doc: str, seeds: int = 5) -> Args:
     except OSError as error:
         fail(f"--out {args.out} cannot be made ({error.strerror}): name a folder")
     torch.set_num_threads(1)
+    plt.rcParams.update(STYLE)
     return args
 
 
