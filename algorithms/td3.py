@@ -210,9 +210,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [
-            g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None
-        ]  # grad L   [GRAD.2]
+        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
