@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from scores import AGGREGATES, LEAST_BOOTSTRAP, SAME_STEP, Cell, aggregates, bootstrap, cells, longest, normalised
 
-from scores import number, t_interval, welch  # isort: skip
+from scores import is_tuning, number, t_interval, welch  # isort: skip
 
 FEW_SEEDS = 3  # a cell with fewer is printed small
 MEAN, VERDICT = "mean [95 % t interval]", "verdict: difference [95 % interval]"
@@ -316,10 +316,10 @@ def report(options: Options) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (rows, notes), (across, matrices) = result_rows(found, published), across_tasks(found, published)
     colour = plots.colours(found)
-    left_out = 0 if options.tuning_seeds else len(runs) - sum(len(cell.runs) for cell in found)
+    tuning = 0 if options.tuning_seeds else is_tuning(runs).sum()
     made["matrix"] = matrix(found, published, measured_speeds(folder / "speed.csv"))
     made |= {"results": table(rows, rows.to_numpy()) + notes, "points": points(found, published)}
-    made |= {"across-tasks": across, "troubles": troubles(found, left_out)}
+    made |= {"across-tasks": across, "troubles": troubles(found, tuning)}
     pictures = []
     if any(cell.seeds for cell in found):
         pictures.append(plots.draw_curves(output / "curves.png", longest(found), published))

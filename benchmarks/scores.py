@@ -156,14 +156,18 @@ class Cell:
         return np.array(values)
 
 
+def is_tuning(runs: pd.DataFrame) -> pd.Series:
+    """Which runs are of ours and on a seed for tuning."""
+    return (runs["source"] == OURS) & (runs["seed"] >= FIRST_TUNING_SEED)
+
+
 def cells(evaluations: pd.DataFrame, runs: pd.DataFrame, tuning: bool = False) -> list[Cell]:
     """One cell per algorithm, task, length and settings, by task. Of ours, only seeds that report, or only `tuning`.
 
-    A cell's name is its algorithm, then the source if it is neither ours nor said ("sb3-ppo"), and then the settings
-    where they alone tell it from another cell.
+    Runs of earlier code count only where there is no finished one of today's. A cell's name is its algorithm, then the
+    source if it is neither ours nor said ("sb3-ppo"), and then the settings where they alone tell it from another cell.
     """
-    apart = (runs["source"] == OURS) & (runs["seed"] >= FIRST_TUNING_SEED)
-    runs = runs[apart if tuning else ~apart]
+    runs = runs[is_tuning(runs) == tuning]
     said = (runs["source"] == OURS) | runs["algorithm"].str.startswith("sb3-")
     names = runs["algorithm"].where(said, runs["algorithm"] + " (" + runs["source"] + ")")
     alike = runs["settings"].groupby([names, runs["env_id"], runs["total_timesteps"]]).transform("nunique") == 1
@@ -172,6 +176,8 @@ def cells(evaluations: pd.DataFrame, runs: pd.DataFrame, tuning: bool = False) -
     for key, members in runs.assign(name=names.where(alike, (names + " " + settings).str.strip())).groupby(
         [*CELL, "name"]
     ):
+        today = members[~members["stale"]]
+        members = today if (today["state"] == "done").any() else members
         done = members.loc[members["state"] == "done", "run"]
         rows = evaluations[evaluations["run"].isin(done)].sort_values(["seed", "step"])
         made.append(Cell(*key[:4], json.loads(key[4]), key[5], members, rows))

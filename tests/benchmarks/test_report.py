@@ -59,13 +59,13 @@ def test_results_tell_what_was_lost_what_failed_and_how_it_compares(tmp_path):
     for seed in (1, 2):
         make_run(tmp_path, seed=seed, evaluations={0: [0.0], 500: [100.0 + seed], 1000: [9.0 + seed]}, **hopper)
     make_run(tmp_path, seed=3, evaluations={0: [1.0]}, **failed, **hopper)
-    make_run(tmp_path, seed=4, evaluations={0: [0.0], 1000: [9.0]}, code_sha256="of other code", **hopper)
+    make_run(tmp_path, seed=4, evaluations={0: [0.0], 1000: [9.0]}, **hopper)
     figures = {"sd": 1, "env_id": "Hopper-v3"}
     rows = [published_row(90.0, step=500, **figures), published_row(10.0, caveat="sampled", **figures)]
     claim = published_row(99.0, kind="headline", step=float("nan"), **figures)
     texts, notes = report.result_rows(cells_of(tmp_path), [*rows, claim])
     (row,) = texts.to_dict("records")
-    assert row["seeds"] == "3 of 4; seed 3 failed: exit 1; stale"
+    assert row["seeds"] == "3 of 4; seed 3 failed: exit 1"
     assert row["claims"].startswith("99.0 ± 1.00 at unstated steps (v3, 10 seeds")
     assert row["best over training"].endswith(", then lost (there too)")
     assert row[report.VERDICT].startswith("not separable (n = 3 | 10): +0.00 [") and row["notes"] == "n1, n2"

@@ -81,6 +81,16 @@ def test_seeds_with_the_same_settings_are_pooled_and_tuning_seeds_are_apart(tmp_
     assert [(cell.name, cell.seeds) for cell in cells_of(path)] == [("dqn (other)", [1234])]
 
 
+def test_runs_of_earlier_code_count_only_where_there_is_none_of_today(tmp_path):
+    for seed in (1, 2):
+        make_run(tmp_path, seed=seed, code_sha256="of other code")
+        make_run(tmp_path, seed=seed, env_id="Hopper-v5", code_sha256="of other code")
+    make_run(tmp_path, seed=3)
+    make_run(tmp_path, seed=3, env_id="Hopper-v5", state="failed", exit_code=1, evaluations={0: [1.0]})
+    found = [(cell.env_id, cell.seeds, len(cell.runs), cell.runs["stale"].any()) for cell in cells_of(tmp_path)]
+    assert found == [("HalfCheetah-v5", [3], 1, False), ("Hopper-v5", [1, 2], 3, True)]
+
+
 def test_values_at_a_step_and_curves(tmp_path):
     make_run(tmp_path, seed=1, evaluations={0: [0.0], 500: [10.0], 1000: [30.0]})
     make_run(tmp_path, seed=2, evaluations={0: [2.0], 510: [20.0], 1010: [50.0]})  # ends of batches
