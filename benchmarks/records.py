@@ -176,7 +176,7 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         "code_sha256": status.get("code_sha256") or (script.code if made_by == script.file else "unknown"),
         "same_as": "", "command": "; ".join(shlex.join(map(str, words)) for words in config.get("commands", [])),
         "hardware": status.get("hardware", ""), "seconds": status.get("seconds"), "reason": status.get("reason", ""),
-        "error": last_words(status.get("stderr_tail") or ""),
+        "error": last_words(status.get("stderr_tail") or ""), "folder": str(folder),
     }  # fmt: skip
     episodes = pd.DataFrame(columns=["step", "return", "length"])
     with contextlib.suppress(OSError, pd.errors.EmptyDataError):
@@ -233,10 +233,10 @@ def unrecorded(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(evaluations [COLUMNS], runs [RUN_COLUMNS and `stale`]) of run folders, folders of them, and csv files.
+    """(evaluations [COLUMNS], runs [RUN_COLUMNS, `folder`, `stale`]) of run folders, folders of them, and csv files.
 
-    A folder with results.csv stands for that file. Of copies of a run the last one that has ended counts, else the last
-    one. Raises InputError if there is none.
+    A folder with results.csv stands for that file; `folder` is "" for runs from a csv file. Of copies of a run the last
+    one that has ended counts, else the last one. Raises InputError if there is none.
     """
     parts = []
     for path in map(Path, paths):
@@ -251,11 +251,12 @@ def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
         parts += map(read_run_folder, sorted(folders))
     runs = pd.concat([runs.assign(part=k) for k, (_, runs) in enumerate(parts)])
     runs = runs.assign(ended=runs["state"].str.match("done|failed")).sort_values(["ended", "part"], kind="stable")
-    runs = runs.drop_duplicates("run", keep="last").fillna(dict.fromkeys(RUN_TEXTS, ""))
+    runs = runs.drop_duplicates("run", keep="last").reindex(columns=[*RUN_COLUMNS, "folder", "part"])
+    runs = runs.fillna(dict.fromkeys([*RUN_TEXTS, "folder"], ""))
     frames = [rows.assign(part=k) for k, (rows, _) in enumerate(parts)]
     rows = pd.concat([frame for frame in frames if len(frame)] or frames).reindex(columns=[*COLUMNS, "part"])
     rows = rows.merge(runs[["run", "part"]])[COLUMNS].astype({"seed": int, "step": int})
-    runs = runs[RUN_COLUMNS].astype({"seed": int, "total_timesteps": int, "seconds": float})
+    runs = runs.drop(columns="part").astype({"seed": int, "total_timesteps": int, "seconds": float})
     runs = runs.assign(stale=runs.apply(is_stale, axis=1)).sort_values([*CELL, "seed"], ignore_index=True)
     return rows.sort_values(KEY, ignore_index=True), runs
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import pandas as pd
 import plots
 import tyro
 from published import Comparison, Published, anchors, compare, load_published, reference, select
-from records import FIRST_TUNING_SEED, METRICS, InputError, count, export, read, write_atomically
+from records import FIRST_TUNING_SEED, METRICS, OURS, InputError, count, export, read, read_json, write_atomically
 from rich.console import Console
 from rich.table import Table
 from scores import AGGREGATES, LEAST_BOOTSTRAP, SAME_STEP, Cell, aggregates, bootstrap, cells, longest, normalised
@@ -274,7 +275,26 @@ class Options:
     """Show the seeds that are used for tuning (11 and up) instead of those that report."""
     export: Path | None = None
     """Merge all finished and failed runs into results.csv and runs.csv of this folder, in place of earlier copies of
-    the same runs, and do nothing else."""
+    the same runs, keep a policy of each cell in its policies/, and do nothing else."""
+
+
+def keep_policies(found: list[Cell], folder: Path) -> None:
+    """Copy config.json and policy.pt of one run per cell of ours to folder/NAME/ENV_ID.
+
+    Of the seeds whose run folder is at hand, or whose copy is there already, it is the one that ended nearest the
+    median of all seeds.
+    """
+    for cell in longest([cell for cell in found if cell.source == OURS and cell.seeds]):
+        kept = folder / cell.name / cell.env_id
+        at_hand = {read_json(kept / "config.json").get("args", {}).get("seed"): kept}
+        at_hand |= {run.seed: Path(run.folder) for run in cell.runs.itertuples() if run.folder}
+        scores = pd.Series(cell.final("return"), cell.seeds)
+        candidates = [seed for seed in cell.seeds if (at_hand.get(seed, Path()) / "policy.pt").exists()]
+        seed = (scores - scores.median()).abs()[candidates].idxmin() if candidates else None
+        if seed is not None and at_hand[seed] != kept:
+            kept.mkdir(parents=True, exist_ok=True)
+            for name in ("config.json", "policy.pt"):
+                shutil.copy(at_hand[seed] / name, kept)
 
 
 def merge(options: Options) -> None:
@@ -283,6 +303,7 @@ def merge(options: Options) -> None:
     evaluations, runs = read([*earlier, *options.results])
     kept = runs[runs["state"].str.match("done|failed")]
     export(evaluations[evaluations["run"].isin(kept["run"])], kept, options.export)
+    keep_policies(cells(evaluations, kept), options.export / "policies")
     left = f"{len(runs) - len(kept)} unfinished ones left out"
     print(f"{options.export} now holds {len(kept)} runs, {kept['stale'].sum()} of them of earlier code; {left}")
 

@@ -1,5 +1,6 @@
 """benchmarks/report.py: tables, files, and that what is committed is what the results give."""
 
+import json
 import re
 import shutil
 import sys
@@ -165,3 +166,19 @@ def test_every_algorithm_learns_its_task_of_the_quick_suite():
     for row in last.to_dict("records"):
         column, least = SOLVED[row["env_id"]]
         assert row["episodes"] == 10 and row[column] >= least, row
+
+
+def test_the_policy_nearest_the_median_is_kept(tmp_path):
+    policies = tmp_path / "kept" / "policies" / "td3" / "HalfCheetah-v5"
+
+    def export(name, returns):
+        for seed, value in returns.items():
+            folder = make_run(tmp_path / name, seed=seed, evaluations={0: [0.0], 1000: [value]})
+            (folder / "policy.pt").write_text(f"policy of seed {seed}")
+        report.merge(report.Options((tmp_path / name,), export=tmp_path / "kept"))
+        config = json.loads((policies / "config.json").read_text())
+        return config["args"]["seed"], (policies / "policy.pt").read_text()
+
+    assert export("first", {1: 100.0, 2: 300.0, 3: 200.0, 11: 200.0}) == (3, "policy of seed 3")
+    assert export("second", {4: 500.0, 5: 400.0}) == (3, "policy of seed 3")  # 300 is the median, seed 2 not at hand
+    assert export("third", {6: 310.0, 7: 600.0}) == (6, "policy of seed 6")
