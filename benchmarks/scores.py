@@ -164,8 +164,9 @@ def is_tuning(runs: pd.DataFrame) -> pd.Series:
 def cells(evaluations: pd.DataFrame, runs: pd.DataFrame, tuning: bool = False) -> list[Cell]:
     """One cell per algorithm, task, length and settings, by task. Of ours, only seeds that report, or only `tuning`.
 
-    Runs of earlier code count only where there is no finished one of today's. A cell's name is its algorithm, then the
-    source if it is neither ours nor said ("sb3-ppo"), and then the settings where they alone tell it from another cell.
+    Runs of earlier code are not pooled with today's: the cell has those of which more are finished. Its name is the
+    algorithm, then the source if it is neither ours nor said ("sb3-ppo"), and then the settings where they alone tell
+    it from another cell.
     """
     runs = runs[is_tuning(runs) == tuning]
     said = (runs["source"] == OURS) | runs["algorithm"].str.startswith("sb3-")
@@ -176,8 +177,9 @@ def cells(evaluations: pd.DataFrame, runs: pd.DataFrame, tuning: bool = False) -
     for key, members in runs.assign(name=names.where(alike, (names + " " + settings).str.strip())).groupby(
         [*CELL, "name"]
     ):
-        today = members[~members["stale"]]
-        members = today if (today["state"] == "done").any() else members
+        finished = members.loc[members["state"] == "done", "stale"]
+        if members["stale"].nunique() > 1:
+            members = members[members["stale"] == (finished.sum() > (~finished).sum())]
         done = members.loc[members["state"] == "done", "run"]
         rows = evaluations[evaluations["run"].isin(done)].sort_values(["seed", "step"])
         made.append(Cell(*key[:4], json.loads(key[4]), key[5], members, rows))

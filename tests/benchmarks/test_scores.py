@@ -81,14 +81,20 @@ def test_seeds_with_the_same_settings_are_pooled_and_tuning_seeds_are_apart(tmp_
     assert [(cell.name, cell.seeds) for cell in cells_of(path)] == [("dqn (other)", [1234])]
 
 
-def test_runs_of_earlier_code_count_only_where_there_is_none_of_today(tmp_path):
+def test_runs_of_earlier_code_are_not_pooled_with_those_of_today(tmp_path):
     for seed in (1, 2):
-        make_run(tmp_path, seed=seed, code_sha256="of other code")
-        make_run(tmp_path, seed=seed, env_id="Hopper-v5", code_sha256="of other code")
-    make_run(tmp_path, seed=3)
-    make_run(tmp_path, seed=3, env_id="Hopper-v5", state="failed", exit_code=1, evaluations={0: [1.0]})
-    found = [(cell.env_id, cell.seeds, len(cell.runs), cell.runs["stale"].any()) for cell in cells_of(tmp_path)]
-    assert found == [("HalfCheetah-v5", [3], 1, False), ("Hopper-v5", [1, 2], 3, True)]
+        for task in ("HalfCheetah-v5", "Hopper-v5", "Reacher-v5"):
+            make_run(tmp_path, seed=seed, env_id=task, code_sha256="of other code")
+    for seed in (3, 4):
+        make_run(tmp_path, seed=seed, env_id="HalfCheetah-v5")
+    make_run(tmp_path, seed=3, env_id="Hopper-v5")
+    make_run(tmp_path, seed=3, env_id="Reacher-v5", state="failed", exit_code=1, evaluations={0: [1.0]})
+    found = {cell.env_id: (cell.seeds, len(cell.runs), cell.runs["stale"].all()) for cell in cells_of(tmp_path)}
+    assert found == {
+        "HalfCheetah-v5": ([3, 4], 2, False),
+        "Hopper-v5": ([1, 2], 2, True),
+        "Reacher-v5": ([1, 2], 2, True),
+    }
 
 
 def test_values_at_a_step_and_curves(tmp_path):
