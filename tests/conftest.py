@@ -27,10 +27,6 @@ AGENTS = {name: name.upper() for name in ALGORITHMS}
 FIXED_ROLLOUTS = ["a2c", "ppo", "trpo"]  # learn after every num_envs x num_steps steps; REINFORCE after whole episodes
 # for what the shared blocks, the same text everywhere, decide alone: one on-policy, one off-policy algorithm
 of_shared_blocks = pytest.mark.parametrize("algorithm", ["ppo", "td3"])
-MUJOCO_TASKS = [
-    "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5", "InvertedDoublePendulum-v5",
-    "InvertedPendulum-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5", "Walker2d-v5",
-]  # fmt: skip
 REPLAY = {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000}
 ROLLOUTS = {"num_steps": 32}
 CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps hold many gradient steps
@@ -121,11 +117,10 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def final_return(folder: Path) -> float:
-    """Mean return of the last evaluation."""
-    evaluations = rows(folder / "eval.csv")
-    returns = [float(row["return"]) for row in evaluations if row["step"] == evaluations[-1]["step"]]
-    return sum(returns) / len(returns)
+def final_value(folder: Path, column: str = "return") -> float:
+    """Mean over the episodes of the last evaluation."""
+    table = rows(folder / "eval.csv")
+    return float(np.mean([float(row[column]) for row in table if row["step"] == table[-1]["step"]]))
 
 
 def logs(folder: Path) -> dict[str, bytes]:

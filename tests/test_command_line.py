@@ -80,6 +80,14 @@ for name in FIXED_ROLLOUTS:
     OWN[name] += [("--num-steps 0", "--num-steps 0", "at least 1"), ("--gae-lambda 1.01", "--gae-lambda", "0 to 1")]
 OWN["ppo"] += [("--num-minibatches 33", "33", "--num-steps"), ("--target-kl nan", "--target-kl nan", "at least 0")]
 OWN["reinforce"] += [("--env-id contract_envs:Endless-v0", "Endless-v0", "max_episode_steps")]
+OWN["reinforce"] += [("--num-envs 1 --baseline mean", "mean", "--num-envs"), ("--gamma 1", "--no-bootstrap")]
+OWN["sac"] += [(f"--alpha {x}", f"--alpha {x} ", "auto") for x in ("-0.1", "nan", "inf", "warm")]
+OWN["her_ddpg"] += [
+    ("--env-id tiny_envs:Match-v0", "Match-v0", "environment of goals", "compute_reward", "use ddpg.py"),
+    ("--env-id tiny_envs:SingleGoal-v0", "SingleGoal-v0", "environment of goals", "one number per row"),
+    ("--buffer-size 10000000000000", "--buffer-size 10000000000000", "main memory", "lower it"),
+    ("--clip-target --gamma 1", "--gamma 1", "returns without a bound"),
+]
 if not torch.cuda.is_available():
     OWN["td3"] += [("--device cuda", "--device cuda", "cpu")]
 CASES = [(a, case) for a in ALGORITHMS for case in OWN[a] + (BAD_INPUT if a in ("ppo", "td3") else [])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import final_return
+from conftest import final_value
 from ddpg import DDPG
 from off_policy import Value, agent, batch, fix, match
 from torch import nn
@@ -113,4 +113,4 @@ def test_ou_noise_of_a_run_restarts_at_every_episode_end(tmp_path, monkeypatch):
 
 def test_lillicraps_variant_learns(tmp_path):
     changes = {"network": "lillicrap", "critic_weight_decay": 1e-3, "actor_learning_rate": 3e-4}
-    assert final_return(match("ddpg", tmp_path, total_timesteps=704, **changes)) > -0.3
+    assert final_value(match("ddpg", tmp_path, total_timesteps=704, **changes)) > -0.3
