@@ -43,6 +43,7 @@ CHEAP_RUN = {
     "device": "cpu", "compile": False, "eval_episodes": 2, "eval_every": 128, "checkpoint_every": 128, "log_every": 64,
     "total_timesteps": 256, "num_envs": 1, "env_id": "Reacher-v5",
 }  # fmt: skip
+FINISHED = {"env_id": "contract_envs:Success-v0", "num_envs": 4, "eval_episodes": 6, "seed": 3}
 
 
 def load(algorithm: str) -> ModuleType:
@@ -170,8 +171,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     def run(algorithm: str) -> Path:
         if algorithm not in made:
             folder = tmp_path_factory.mktemp(algorithm) / "deep" / "run"
-            changes = {"env_id": "contract_envs:Success-v0", "num_envs": 4, "eval_episodes": 6, "seed": 3}
-            made[algorithm] = train(algorithm, run_dir=str(folder), **changes)
+            made[algorithm] = train(algorithm, run_dir=str(folder), **FINISHED)
         return made[algorithm]
 
     return run

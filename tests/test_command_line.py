@@ -334,6 +334,7 @@ def test_the_policy_is_used_as_readme_says(algorithm: str, finished):
     assert space["a"].shape == space["env"].action_space.shape and space["env"].action_space.contains(space["a"])
     s = torch.as_tensor(space["env"].reset(seed=1)[0], dtype=torch.float32).unsqueeze(0)
     saved = torch.load(finished(algorithm) / "checkpoint.pt", weights_only=True)["agent"]
+    assert not space["agent"].training
     space["agent"].load_state_dict(saved)
     np.testing.assert_array_equal(space["agent"].act(s)[0].numpy(), space["a"])
 
