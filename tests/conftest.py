@@ -177,6 +177,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
+@pytest.fixture
+def copied(tmp_path: Path):
+    """A folder with copies of the files in algorithms/, and a function that doctors one of them."""
+    folder = shutil.copytree(ROOT / "algorithms", tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def doctor(file: str, old: str, new: str) -> None:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return folder, doctor
+
+
 @pytest.fixture(params=ALGORITHMS)
 def algorithm(request: pytest.FixtureRequest) -> str:
     """Name of an algorithm; the test runs once for each."""

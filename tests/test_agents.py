@@ -8,7 +8,10 @@ import contract_envs
 import numpy as np
 import pytest
 import torch
-from conftest import ALGORITHMS, HAS_REPLAY, load, make_agent, of_shared_blocks, settings
+
+from conftest import (  # isort: skip
+    ALGORITHMS, HAS_REPLAY, load, make_agent, of_shared_blocks, rows, run_script, settings, train,
+)  # fmt: skip
 from gymnasium.spaces import Box
 from torch import nn
 
@@ -166,3 +169,26 @@ def test_training_only_names_what_act_does_without(algorithm):
     for name in left_out:
         a.state_dict()[name].fill_(torch.nan)
     assert left_out and torch.equal(a.act(s), want)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_trains_resumes_and_evaluates_on_an_accelerator(device: str, algorithm: str, tmp_path):
+    if not getattr(torch, device).is_available():
+        pytest.skip(f"no {device} here")
+    folder = train(algorithm, env_id="Pendulum-v1", run_dir=tmp_path / "run", device=device)
+    for words in (
+        ["--resume", folder, "--total-timesteps", 512],
+        ["--evaluate", folder],
+        ["--evaluate", folder, "--device=cpu"],
+    ):
+        result = run_script(algorithm, *words, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert int(rows(folder / "eval.csv")[-1]["step"]) >= 512
+
+
+@of_shared_blocks
+def test_threads_and_precision_are_those_of_the_settings(algorithm):
+    """The last run's are not kept: a second one in the same process sets its own."""
+    for threads, precision in ((2, "medium"), (1, "highest")):
+        load(algorithm).prepare(settings(algorithm, threads=threads, matmul_precision=precision))
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (threads, precision)

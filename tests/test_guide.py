@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import re
 import shlex
-import shutil
 import sys
 import tokenize
 
@@ -176,23 +175,8 @@ def test_the_table_of_settings_names_all_and_only_ours():
     assert named == ours - MACHINERY
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the algorithm files, and a function that doctors one of them."""
-    for path in ALGORITHMS.iterdir():
-        if path.is_file():
-            shutil.copy(path, tmp_path)
-
-    def doctor(file: str, old: str, new: str) -> None:
-        text = (tmp_path / file).read_text()
-        assert old in text
-        (tmp_path / file).write_text(text.replace(old, new, 1))
-
-    return tmp_path, doctor
-
-
-def test_line_numbers_follow_the_code(copy):
-    folder, doctor = copy
+def test_line_numbers_follow_the_code(copied):
+    folder, doctor = copied
     doctor("td3.py", "# 2 Networks", "# 2 Networks\n# one line more")
     text = renew(TEXT, folder)
     line = guide.read_source(ALGORITHMS / "td3.py").fullest["TD3.2"]
@@ -211,8 +195,8 @@ def test_line_numbers_follow_the_code(copy):
         ("trpo.py", "def conjugate_gradient", "def conjugate_gradients", "conjugate_gradient in trpo.py"),
     ],
 )
-def test_a_tag_that_is_nowhere_is_noticed(copy, file, old, new, notice):
-    folder, doctor = copy
+def test_a_tag_that_is_nowhere_is_noticed(copied, file, old, new, notice):
+    folder, doctor = copied
     doctor(file, old, new)
     with pytest.raises(SystemExit, match=re.escape(notice)):
         renew(TEXT, folder)

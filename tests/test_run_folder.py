@@ -21,29 +21,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    AGENTS,
-    ALGORITHMS,
-    FINISHED,
-    FIXED_ROLLOUTS,
-    HAS_REPLAY,
-    ON_POLICY,
-    ROOT,
-    contents,
-    flags,
-    load,
-    logs,
-    make_agent,
-    of_shared_blocks,
-    resume,
-    rows,
-    run_script,
-    settings,
-    snapshot_during,
-    start_script,
-    task,
-    train,
-)
+
+from conftest import (  # isort: skip
+    AGENTS, ALGORITHMS, FINISHED, FIXED_ROLLOUTS, HAS_REPLAY, ON_POLICY, ROOT, contents, flags, load, logs, make_agent,
+    of_shared_blocks, resume, rows, run_script, settings, snapshot_during, start_script, task, train,
+)  # fmt: skip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COUNTDOWN, HIDDEN, ANT = (f"contract_envs:{name}-v0" for name in ("Countdown", "Hidden", "Ant20"))
@@ -169,6 +151,18 @@ def test_what_is_saved(algorithm: str, finished):
         assert not torch.equal(parameter, checkpoint["agent"][name]), f"{name} was not trained"
     assert policy["step"] == checkpoint["step"]
     assert not any("critic" in name or "target" in name for name in policy["policy"])
+
+
+@of_shared_blocks
+def test_a_policy_that_lacks_a_part_is_refused(algorithm: str, finished, command_line, tmp_path):
+    """What act needs is never filled up with new weights."""
+    path = shutil.copytree(finished(algorithm), tmp_path / "run") / "policy.pt"
+    policy = saved(path.parent, "policy")
+    name = next(name for name in policy["policy"] if name.endswith("weight"))
+    del policy["policy"][name]
+    torch.save(policy, path)
+    code, out, err = command_line(algorithm, "--evaluate", path.parent)
+    assert (code, out) == (2, "") and err.startswith(f"error: {path} lacks {name}: ")
 
 
 @pytest.mark.parametrize("algorithm", HAS_REPLAY)
