@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -217,7 +218,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture)
     return call
 
 
-# ---- for the tests of the on-policy algorithms' mathematics ----------------------------------------------------------
+# ---- for the tests of the algorithms' mathematics --------------------------------------------------------------------
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = {"continuous": Box(np.float32([-1, 0]), np.float32([1, 4])), "discrete": Discrete(3, start=2)}
@@ -239,3 +240,15 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def assert_gradients(grads: dict[torch.nn.Parameter, torch.Tensor], loss: Callable[[], float]) -> None:
+    """Each against finite differences along a random direction; with the fixture double."""
+    for p, grad in grads.items():
+        direction, values = torch.randn_like(p), []
+        for move in (1e-6, -2e-6):
+            p.data += move * direction
+            values.append(loss())
+        p.data += 1e-6 * direction
+        slope = (values[0] - values[1]) / 2e-6
+        assert (grad * direction).sum().item() == pytest.approx(slope, rel=1e-4, abs=1e-7)

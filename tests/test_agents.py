@@ -22,6 +22,59 @@ VARIANTS = [
     ("ddpg", {"noise": "ou"}), ("ddpg", {"network": "lillicrap"}), ("a2c", {"optimizer": "adam"}),
     ("a2c", {"shared_network": True}), ("reinforce", {"baseline": "optimal"}),
 ]  # fmt: skip
+EVERYWHERE = {"env_id": "HalfCheetah-v5", "total_timesteps": 1_000_000, "num_envs": 8, "gamma": 0.99}
+ROLLOUTS = EVERYWHERE | {"anneal_lr": True, "log_std_init": -0.5, "norm_obs": True}
+CRITIC = ROLLOUTS | {"gae_lambda": 0.95, "norm_reward": True}
+CLIPPED = CRITIC | {"vf_coef": 0.5, "ent_coef": 0.0, "max_grad_norm": 0.5}
+REPLAY = EVERYWHERE | {"learning_rate": 1e-3, "tau": 0.005, "batch_size": 256, "buffer_size": 1_000_000}
+DEFAULTS = {
+    "reinforce": ROLLOUTS | {
+        "num_envs": 4, "learning_rate": 5e-3, "estimator": "reward-to-go", "baseline": "value", "value_epochs": 4,
+        "bootstrap": True, "scale_gradient": True,
+    },
+    "a2c": CLIPPED | {
+        "learning_rate": 2e-3, "num_steps": 16, "optimizer": "rmsprop", "shared_network": False, "norm_adv": True,
+    },
+    "ppo": CLIPPED | {
+        "learning_rate": 3e-4, "num_steps": 256, "update_epochs": 10, "num_minibatches": 32, "clip_coef": 0.2,
+        "target_kl": None, "recompute_advantages": True,
+    },
+    "trpo": CRITIC | {
+        "learning_rate": 1e-3, "num_steps": 125, "update_epochs": 20, "num_minibatches": 1, "max_kl": 0.01,
+        "cg_max_steps": 10, "cg_damping": 0.1, "line_search": True, "line_search_max_iter": 10,
+        "line_search_shrinking_factor": 0.8,
+    },
+    "ddpg": REPLAY | {
+        "learning_starts": 25_000, "exploration_noise": 0.1, "actor_learning_rate": None, "critic_weight_decay": 0.0,
+        "network": "fujimoto", "noise": "normal", "ou_theta": 0.15,
+    },
+    "td3": REPLAY | {
+        "learning_rate": 3e-4, "learning_starts": 25_000, "policy_delay": 2, "policy_noise": 0.2, "noise_clip": 0.5,
+        "exploration_noise": 0.1,
+    },
+    "sac": REPLAY | {"learning_starts": 10_000, "alpha": "0.2", "value_network": False},
+    "her_ddpg": REPLAY | {
+        "env_id": "FetchPush-v4", "gamma": 0.98, "tau": 0.05, "learning_starts": 1_000, "episodes_per_cycle": 8,
+        "updates_per_cycle": 40, "her": True, "goal_strategy": "future", "num_goals": 4, "exploration_noise": 0.2,
+        "random_eps": 0.3, "action_l2": 1.0, "clip_target": True,
+    },
+}  # fmt: skip
+
+
+def test_defaults(algorithm):
+    """Every setting of the algorithm, and that the networks and optimisers are made with it."""
+    args, wanted = load(algorithm).Args(), DEFAULTS[algorithm]
+    machinery = vars(load("td3").Args()).keys() & vars(load("ppo").Args()).keys() - {*EVERYWHERE, "learning_rate"}
+    assert {name: x for name, x in vars(args).items() if name not in machinery} == wanted
+    a = make_agent(algorithm, OBSERVATIONS, ACTIONS, **wanted)
+    if algorithm in HAS_REPLAY:
+        critic = a.critic if hasattr(a, "critic") else a.critics[0]
+        for net in (a.actor.net, critic.net):
+            assert [layer.out_features for layer in net[:-1:2]] == [256] * (3 if algorithm == "her_ddpg" else 2)
+    else:
+        assert a.optimizer.defaults["eps"] == 1e-5 and getattr(a, "minibatch_size", 0) in (0, 64, 1000)
+    for optimizer in (x for x in vars(a).values() if isinstance(x, torch.optim.Optimizer)):
+        assert optimizer.param_groups[0]["lr"] == wanted["learning_rate"]
 
 
 def agent(algorithm: str, **changes):

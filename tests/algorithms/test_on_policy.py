@@ -9,44 +9,14 @@ import pytest
 import torch
 
 from conftest import (  # isort: skip
-    ACTIONS, AGENTS, FIXED_ROLLOUTS, OBSERVATIONS, ON_POLICY, by_space, load, make_agent, rollout, train,
+    ACTIONS, AGENTS, FIXED_ROLLOUTS, OBSERVATIONS, ON_POLICY, assert_gradients, by_space, load, make_agent, rollout,
+    train,
 )  # fmt: skip
 from gymnasium.spaces import Box
 
 CONTINUOUS, DISCRETE = ACTIONS.values()
 on_policy = pytest.mark.parametrize("algorithm", ON_POLICY)
 actor_critic = pytest.mark.parametrize("algorithm", FIXED_ROLLOUTS)
-
-
-ALL = {"anneal_lr": True, "gamma": 0.99, "log_std_init": -0.5, "norm_obs": True}
-CRITIC = ALL | {"num_envs": 8, "gae_lambda": 0.95, "norm_reward": True}
-CLIPPED = CRITIC | {"vf_coef": 0.5, "ent_coef": 0.0, "max_grad_norm": 0.5}
-DEFAULTS = {
-    "reinforce": ALL | {
-        "num_envs": 4, "learning_rate": 5e-3, "estimator": "reward-to-go", "baseline": "value", "value_epochs": 4,
-        "bootstrap": True, "scale_gradient": True,
-    },
-    "a2c": CLIPPED | {
-        "learning_rate": 2e-3, "num_steps": 16, "optimizer": "rmsprop", "shared_network": False, "norm_adv": True,
-    },
-    "ppo": CLIPPED | {
-        "learning_rate": 3e-4, "num_steps": 256, "update_epochs": 10, "num_minibatches": 32, "clip_coef": 0.2,
-        "target_kl": None, "recompute_advantages": True,
-    },
-    "trpo": CRITIC | {
-        "learning_rate": 1e-3, "num_steps": 125, "update_epochs": 20, "num_minibatches": 1, "max_kl": 0.01,
-        "cg_max_steps": 10, "cg_damping": 0.1, "line_search": True, "line_search_max_iter": 10,
-        "line_search_shrinking_factor": 0.8,
-    },
-}  # fmt: skip
-
-
-@on_policy
-def test_defaults(algorithm):
-    args = load(algorithm).Args(device="cpu", compile=False)
-    assert {name: getattr(args, name) for name in DEFAULTS[algorithm]} == DEFAULTS[algorithm]
-    agent = getattr(load(algorithm), AGENTS[algorithm])(OBSERVATIONS, CONTINUOUS, args)
-    assert agent.optimizer.defaults["eps"] == 1e-5 and getattr(agent, "minibatch_size", 0) in (0, 64, 1000)
 
 
 def update(agent, progress: float = 0.0, **changes):
@@ -200,19 +170,12 @@ def gradient(agent):
 @by_space
 @pytest.mark.parametrize("algorithm", [*ON_POLICY, "a2c shared"])
 def test_gradients_against_finite_differences(double, algorithm, space):
-    """Along a random direction in the space of all parameters."""
     whole = {"ent_coef": 0.01, "max_grad_norm": 1e9} if algorithm[:3] in ("ppo", "a2c") else {}
     changes = whole | ({"shared_network": True} if "shared" in algorithm else {})
     agent = make_agent(algorithm.removesuffix(" shared"), OBSERVATIONS, space, learning_rate=0.0, **changes)
     grads, norm, loss = gradient(agent)
     assert norm == pytest.approx(torch.cat([g.flatten() for g in grads.values()]).norm().item())
-    direction, values = {p: torch.randn_like(p) for p in grads}, []
-    for h in (1e-6, -2e-6):
-        for p, d in direction.items():
-            p.data += h * d
-        values.append(loss())
-    wanted = sum((g * direction[p]).sum().item() for p, g in grads.items())
-    assert (values[0] - values[1]) / 2e-6 == pytest.approx(wanted, rel=1e-5)
+    assert_gradients(grads, loss)
 
 
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
