@@ -1,7 +1,5 @@
 """What the contract tests share: the algorithm files as modules, cheap settings for each, two ways to run them."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json

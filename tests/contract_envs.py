@@ -1,7 +1,5 @@
 """Environments with known rewards and lengths, and some that misbehave, for the contract tests."""
 
-from __future__ import annotations
-
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict

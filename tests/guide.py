@@ -7,8 +7,6 @@ of a comment marks the line that computes an equation; lectures.csv says of ever
 compute it, or which experiment shows it, or why it is theory only.
 """
 
-from __future__ import annotations
-
 import ast
 import csv
 import io

@@ -4,8 +4,6 @@ make mutants                          # all of them: exit code 1 and a list if o
 python tests/mutants.py sac td3       # those in sac.py and td3.py
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What the agents of all algorithms have in common: devices, replaced and frozen parts, state, acting, evaluation."""
 
-from __future__ import annotations
-
 import copy
 
 import contract_envs
@@ -165,25 +163,6 @@ def test_compiled_steps_equal_eager_ones(algorithm, monkeypatch):
         torch.testing.assert_close(results[1][name], x, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_a_loaded_state_continues_identically(algorithm):
-    a, data = agent(algorithm), batch(algorithm)
-    torch.manual_seed(7)
-    b = type(a)(OBSERVATIONS, ACTIONS, settings(algorithm, num_envs=4, learning_rate=0.01))
-    drawn = [(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True) if p.dim() == 2]
-    assert not any(torch.equal(p, q) for p, q in drawn), "another seed, other weights"
-    a.update(*data)
-    b.load_state_dict(copy.deepcopy(a.state_dict()))
-    for name, x in vars(a).items():
-        if isinstance(x, torch.optim.Optimizer):
-            getattr(b, name).load_state_dict(copy.deepcopy(x.state_dict()))
-    b.policy_delay = 1  # of td3
-    for x in (a, b):
-        torch.manual_seed(2)
-        x.update(*data)
-    for name, x in parameters(a).items():
-        assert torch.equal(x, parameters(b)[name]), name
-
-
 def test_actions_are_inside_the_bounds_and_only_those_of_explore_random(algorithm):
     low, high = contract_envs.LOW, contract_envs.HIGH
     a = make_agent(algorithm, OBSERVATIONS, Box(low, high, dtype=np.float64), num_envs=500)
@@ -214,14 +193,6 @@ def test_evaluation_is_of_act_in_eval_mode_and_with_statistics_as_they_are(algor
     assert results[0] == results[1] and [set(x) for x in results[0]] == [{"return", "length"}] * 3
     assert modes and not any(any(mode) for mode in modes) and all(m.training for m in a.modules())
     assert all(torch.equal(x, before[name]) for name, x in parameters(a).items())
-
-
-def test_training_only_names_what_act_does_without(algorithm):
-    a, s = agent(algorithm), torch.randn(4, 3)
-    left_out, want = [name for name in parameters(a) if name.startswith(a.training_only)], a.act(s)
-    for name in left_out:
-        a.state_dict()[name].fill_(torch.nan)
-    assert left_out and torch.equal(a.act(s), want)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

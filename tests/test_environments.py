@@ -3,8 +3,6 @@
 VectorEnvs is the same text in every algorithm file (shared_blocks.py sees to that), so most tests take one of them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

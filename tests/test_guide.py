@@ -1,7 +1,5 @@
 """The reading guide is true: tags, lectures.csv, links, commands and names of settings, in both directions."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import re

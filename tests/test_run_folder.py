@@ -4,8 +4,6 @@ Interruption is tested in two ways: real processes killed by SIGKILL, and copies
 on: such a copy is what a SIGKILL at that instant would leave behind.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The algorithm files keep the rules of algorithms/README.md, the guard notices when they do not, mutants fit them."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Environments small enough to be worked out by hand or learned in seconds."""
 
-from __future__ import annotations
-
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete

@@ -1,7 +1,5 @@
 """A2C's loss, networks, optimisers and single step; see test_on_policy.py too."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

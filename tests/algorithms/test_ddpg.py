@@ -1,12 +1,10 @@
 """DDPG's target, losses, two networks and two noises against numbers worked by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from conftest import final_value
 from ddpg import DDPG
-from off_policy import Value, agent, batch, fix, match
+from off_policy import TWO, Value, agent, batch, fix, match
 from torch import nn
 
 LILLICRAP = {"network": "lillicrap", "actor_learning_rate": 1e-4, "learning_rate": 1e-3, "critic_weight_decay": 1e-2}
@@ -20,8 +18,7 @@ def test_target_and_losses_worked_by_hand():
     y = a.target(torch.tensor([1.0, 1.0, -2.0]), torch.randn(3, 3), torch.tensor([0.0, 1.0, 0.0]))
     torch.testing.assert_close(y, torch.tensor([3.25, 1.0, 0.25]))
     # y = 3.25 and 1;  Q = 0.5 + 6, -1 + 2;  errors -3.25 and 0
-    actions, terminal = torch.tensor([[0.5, 3.0], [-1.0, 1.0]]), torch.tensor([0.0, 1.0])
-    loss, info = a.critic_loss(torch.zeros(2, 3), actions, torch.ones(2), torch.zeros(2, 3), terminal)
+    loss, info = a.critic_loss(*TWO)
     assert loss.item() == pytest.approx(3.25**2 / 2)
     assert (info["q"].item(), info["q_target"].item()) == pytest.approx((3.75, 2.125))
     assert a.actor_loss(torch.randn(4, 3))[0].item() == pytest.approx(-5.5)

@@ -1,7 +1,5 @@
 """HER-DDPG's relabelling on transitions that tell where they come from, its losses by hand, and what it learns."""
 
-from __future__ import annotations
-
 import itertools
 
 import gymnasium as gym
@@ -11,7 +9,7 @@ import torch
 from conftest import final_value, rows, settings, train
 from gymnasium.spaces import Box, Dict
 from her_ddpg import HER_DDPG, HindsightReplay, RunFailed, VectorEnvs
-from off_policy import QUICK, Value, agent, batch, fix, same, snapshot
+from off_policy import QUICK, TWO, Value, agent, batch, fix, same, snapshot
 from torch import nn
 
 # ---- relabelling -----------------------------------------------------------------------------------------------------
@@ -189,8 +187,8 @@ def test_losses_worked_by_hand():
     fix(a.actor, -0.5, 0.25)  # mu = (-0.5, 2.5), in half ranges (-0.5, 0.25)
     a.critic_target, a.critic = Value(-2.0, -1.0), Value(1.0, 2.0)
     # y = -1 + 0.75 * -2 = -2.5 and -1;  Q = 0.5 + 6, -1 + 2;  errors -9 and -2
-    actions, terminal = torch.tensor([[0.5, 3.0], [-1.0, 1.0]]), torch.tensor([0.0, 1.0])
-    loss, info = a.critic_loss(torch.zeros(2, 3), actions, torch.tensor([-1.0, -1.0]), torch.zeros(2, 3), terminal)
+    s, actions, r, *rest = TWO
+    loss, info = a.critic_loss(s, actions, -r, *rest)
     assert loss.item() == pytest.approx((81 + 4) / 2)
     assert [info[x].item() for x in ("q", "q_target", "reward")] == pytest.approx([3.75, -1.75, -1.0])
     # Q(s, mu) = -0.5 + 5;  mean square (0.25 + 0.0625) / 2

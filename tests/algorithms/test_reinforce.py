@@ -1,7 +1,5 @@
 """REINFORCE's estimates of the policy gradient against exact ones, its episodes; see test_on_policy.py too."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

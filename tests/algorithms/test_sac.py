@@ -1,14 +1,12 @@
 """SAC's policy, targets, losses and temperature against numbers worked by hand."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
 import pytest
 import torch
 from conftest import final_value
-from off_policy import Value, agent, batch, chain_value, match, pair
+from off_policy import TWO, Value, agent, batch, chain_value, match, pair
 from sac import SquashedGaussianActor
 from torch import nn
 
@@ -106,10 +104,7 @@ def test_critic_and_actor_loss_worked_by_hand():
     a.critics = pair(Value(1.0, 0.0), Value(0.0, 1.0))
     logp = normal_tanh_logp([0.0, 0.0])
     y = 1 + 0.9 * (1 - 0.5 * logp)  # at (0, 2): Q'_1 = 2, Q'_2 = 1
-    loss, info = a.critic_loss(
-        torch.zeros(2, 3), torch.tensor([[0.5, 3.0], [-1.0, 1.0]]), torch.ones(2), torch.zeros(2, 3),
-        torch.tensor([0.0, 1.0]), torch.zeros(2, 2),
-    )  # fmt: skip
+    loss, info = a.critic_loss(*TWO, torch.zeros(2, 2))
     # Q_1 = 0.5, -1;  Q_2 = 3, 1;  targets y and 1
     assert loss.item() == pytest.approx(((y - 0.5) ** 2 + 2**2) / 2 + ((y - 3) ** 2 + 0) / 2)
     assert (info["q"].item(), info["q_target"].item()) == pytest.approx((-0.25, (y + 1) / 2))

@@ -1,10 +1,8 @@
 """TD3's target, losses and delayed updates against numbers worked by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from off_policy import Value, agent, batch, fix, pair, same, snapshot
+from off_policy import TWO, Value, agent, batch, fix, pair, same, snapshot
 
 
 def test_target_worked_by_hand():
@@ -28,10 +26,7 @@ def test_losses_worked_by_hand():
     a.critics_target = pair(Value(1.0, 1.0), Value(3.0, 0.5))  # at (0, 2): 2 and 1 -> 1
     a.critics = pair(Value(1.0, 0.0), Value(0.0, 1.0))
     # y = 1 + 0.9 * 1 = 1.9 and 1;  Q_1 = 0.5, -1;  Q_2 = 3, 1;  errors 1.4, 2 and -1.1, 0
-    loss, info = a.critic_loss(
-        torch.zeros(2, 3), torch.tensor([[0.5, 3.0], [-1.0, 1.0]]), torch.ones(2), torch.zeros(2, 3),
-        torch.tensor([0.0, 1.0]), torch.zeros(2, 2),
-    )  # fmt: skip
+    loss, info = a.critic_loss(*TWO, torch.zeros(2, 2))
     assert loss.item() == pytest.approx((1.4**2 + 2**2) / 2 + (1.1**2 + 0) / 2)
     assert (info["q"].item(), info["q_target"].item()) == pytest.approx((-0.25, 1.45))
     a.critics = pair(Value(1.0, 2.0), Value(-100.0, 100.0))  # the first alone counts
