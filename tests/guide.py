@@ -59,11 +59,6 @@ def read_source(path: Path) -> Source:
     return source
 
 
-def read_sources(folder: Path = ALGORITHMS) -> dict[str, Source]:
-    """Every algorithm file, in the guide's order."""
-    return {name: read_source(folder / f"{name}.py") for name in FILES}
-
-
 def read_lectures(folder: Path = ALGORITHMS) -> list[dict[str, str]]:
     """The rows of lectures.csv, in the order of lectures and slides."""
     with (folder / "lectures.csv").open(newline="") as file:
@@ -150,7 +145,7 @@ def tag_index(rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
 
 def renew(text: str, folder: Path = ALGORITHMS) -> str:
     """The guide with its generated parts and the line numbers of all its links as they must be."""
-    sources, rows = read_sources(folder), read_lectures(folder)
+    sources, rows = {name: read_source(folder / f"{name}.py") for name in FILES}, read_lectures(folder)
 
     def link(match: re.Match) -> str:
         quote, name, file = match.groups()

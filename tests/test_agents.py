@@ -200,11 +200,7 @@ def test_trains_resumes_and_evaluates_on_an_accelerator(device: str, algorithm: 
     if not getattr(torch, device).is_available():
         pytest.skip(f"no {device} here")
     folder = train(algorithm, env_id="Pendulum-v1", run_dir=tmp_path / "run", device=device)
-    for words in (
-        ["--resume", folder, "--total-timesteps", 512],
-        ["--evaluate", folder],
-        ["--evaluate", folder, "--device=cpu"],
-    ):
+    for words in (["--resume", folder, "--total-timesteps=512"], ["--evaluate", folder, "--device=cpu"]):
         result = run_script(algorithm, *words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     assert int(rows(folder / "eval.csv")[-1]["step"]) >= 512

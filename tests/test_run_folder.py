@@ -354,8 +354,6 @@ def test_the_seed_decides_the_generators_and_the_environments(algorithm: str, tm
 
     starts: list[list] = []
     monkeypatch.setattr(module.VectorEnvs, "step", watched)
-    streams = [(1, 3), (1, 4, 0), (1, 4, 128), (2, 4, 0), (1, 1, 0), (1, 2)]
-    assert len({module.seeds(*x, n=1)[0] for x in streams}) == len(streams), "streams are apart"
     for run, seed in enumerate((1, 1, 2)):
         starts.append([])
         train(algorithm, seed=seed, run_dir=str(tmp_path / str(run)))

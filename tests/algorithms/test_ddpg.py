@@ -7,8 +7,6 @@ from ddpg import DDPG
 from off_policy import TWO, Value, agent, batch, fix, match
 from torch import nn
 
-LILLICRAP = {"network": "lillicrap", "actor_learning_rate": 1e-4, "learning_rate": 1e-3, "critic_weight_decay": 1e-2}
-
 
 def test_target_and_losses_worked_by_hand():
     a = agent("ddpg", gamma=0.9)
@@ -25,7 +23,8 @@ def test_target_and_losses_worked_by_hand():
 
 
 def test_lillicraps_network_and_settings():
-    a = agent("ddpg", **LILLICRAP)
+    rates = {"actor_learning_rate": 1e-4, "learning_rate": 1e-3, "critic_weight_decay": 1e-2}
+    a = agent("ddpg", network="lillicrap", **rates)
     assert [tuple(p.shape) for p in a.actor.parameters() if p.dim() == 2] == [(400, 3), (300, 400), (2, 300)]
     assert [tuple(p.shape) for p in a.critic.parameters() if p.dim() == 2] == [(400, 3), (300, 402), (1, 300)]
     for last in (a.actor.net[-1], a.critic.net[-1]):
