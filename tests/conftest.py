@@ -88,6 +88,14 @@ def train(algorithm: str, **changes: Any) -> Path:
     return load(algorithm).train(settings(algorithm, **changes))
 
 
+def learn(algorithm: str, folder: Path, env_id: str, steps: int, **changes: Any) -> Path:
+    """Train on a small task, of tiny_envs.py unless it is Gymnasium's, without pauses; returns the run folder."""
+    values = {"num_envs": 8, "eval_every": 10**9, "eval_episodes": 20, "log_every": 10**9, "checkpoint_every": 10**6}
+    values |= {"learning_starts": 100, "batch_size": 32, "learning_rate": 3e-3} if algorithm in HAS_REPLAY else {}
+    values |= {"env_id": env_id if env_id.endswith("v5") else f"tiny_envs:{env_id}", "total_timesteps": steps}
+    return train(algorithm, **values | {"run_dir": str(folder / "run")} | changes)
+
+
 def resume(algorithm: str, folder: Path, **changes: Any) -> Path:
     """Continue a run folder in this process, with the settings in it, as --resume does."""
     saved = json.loads((folder / "config.json").read_text())["args"]

@@ -33,6 +33,7 @@ def survives(mutant: dict[str, str]) -> bool:
         for tests in (
             [f"tests/algorithms/test_{mutant['file']}.py"],
             [f"tests/algorithms/test_{kind}_policy.py", "tests/test_agents.py", "-k", mutant["file"]],
+            ["tests/algorithms/test_learning.py", "-k", mutant["file"]],
             ["tests/test_run_folder.py", "tests/test_command_line.py", "-k", mutant["file"]],
             ["tests/test_environments.py"],  # of the blocks that are the same everywhere
         ):

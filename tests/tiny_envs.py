@@ -49,8 +49,8 @@ class Match(gym.Env):
 
 gym.register("Chain-v0", EndlessChain, max_episode_steps=5)
 gym.register("DiscreteChain-v0", EndlessChain, max_episode_steps=5, kwargs={"discrete": True})
-gym.register("Match-v0", Match)
-gym.register("DiscreteMatch-v0", Match, kwargs={"discrete": True})
+gym.register("Match-v0", Match, max_episode_steps=2)
+gym.register("DiscreteMatch-v0", Match, max_episode_steps=2, kwargs={"discrete": True})
 
 
 class FarGoal(gym.Env):

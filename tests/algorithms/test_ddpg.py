@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import final_value
+from conftest import learn
 from ddpg import DDPG
-from off_policy import TWO, Value, agent, batch, fix, match
+from off_policy import TWO, Value, agent, batch, fix
 from torch import nn
 
 
@@ -76,13 +76,7 @@ def test_ou_noise_of_a_run_restarts_at_every_episode_end(tmp_path, monkeypatch):
     """The chain's episodes are cut after 5 steps, and at the segment's end after 48 steps of each environment."""
     states, explore = [], DDPG.explore
     monkeypatch.setattr(DDPG, "explore", lambda self, s: (states.append(self.ou_state.clone()), explore(self, s))[1])
-    changes = {"num_envs": 4, "batch_size": 4, "total_timesteps": 240, "checkpoint_every": 192}
-    match("ddpg", tmp_path, env_id="tiny_envs:Chain-v0", noise="ou", **changes)
+    learn("ddpg", tmp_path, "Chain-v0", 240, noise="ou", num_envs=4, batch_size=4, checkpoint_every=192)
     assert [k for k, state in zip(range(25, 60), states, strict=True) if (state == 0).all()] == [
         25, 30, 35, 40, 45, 48, 53, 58,
     ]  # fmt: skip
-
-
-def test_lillicraps_variant_learns(tmp_path):
-    changes = {"network": "lillicrap", "critic_weight_decay": 1e-3, "actor_learning_rate": 3e-4}
-    assert final_value(match("ddpg", tmp_path, total_timesteps=704, **changes)) > -0.3

@@ -6,10 +6,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import final_value, rows, settings, train
+from conftest import final_value, learn, rows, settings
 from gymnasium.spaces import Box, Dict
 from her_ddpg import HER_DDPG, HindsightReplay, RunFailed, VectorEnvs
-from off_policy import QUICK, TWO, Value, agent, batch, fix, same, snapshot
+from off_policy import TWO, Value, agent, batch, fix, same, snapshot
 from torch import nn
 
 # ---- relabelling -----------------------------------------------------------------------------------------------------
@@ -250,10 +250,9 @@ def test_behaviour_is_uniform_in_the_given_share():
 
 def run(folder, env_id: str = "FarGoal-v0", **changes):
     """Train FarGoal, which is learned in seconds."""
-    values = {"total_timesteps": 1200, "learning_starts": 240, "batch_size": 128, "learning_rate": 2e-3,
-              "episodes_per_cycle": 4, "updates_per_cycle": 30, "tau": 0.2, "action_l2": 0.1, "eval_episodes": 20,
-              "run_dir": str(folder / "run"), "clip_target": True, "buffer_size": 5000}  # fmt: skip
-    return train("her_ddpg", **QUICK | values | changes, env_id=f"tiny_envs:{env_id}")
+    values = {"learning_starts": 240, "batch_size": 128, "learning_rate": 2e-3, "episodes_per_cycle": 4, "tau": 0.2,
+              "updates_per_cycle": 30, "action_l2": 0.1, "clip_target": True, "buffer_size": 5000}  # fmt: skip
+    return learn("her_ddpg", folder, env_id, 1200, **values | changes)
 
 
 @pytest.mark.parametrize("her", [True, False])
@@ -266,8 +265,7 @@ def test_learns_goals_in_seconds_and_not_without_hindsight(tmp_path, her):
 def test_number_of_updates_does_not_depend_on_num_envs(tmp_path, num_envs, episodes_per_cycle):
     """A cycle whenever so many more episodes have ended, over all environments, once 45 steps are over."""
     changes = {"episodes_per_cycle": episodes_per_cycle, "updates_per_cycle": 3, "batch_size": 4, "num_envs": num_envs}
-    folder = train("her_ddpg", env_id="tiny_envs:FarGoal-v0", total_timesteps=240, checkpoint_every=240,
-                   learning_starts=45, run_dir=str(tmp_path / "run"), **changes)  # fmt: skip
+    folder = learn("her_ddpg", tmp_path, "FarGoal-v0", 240, learning_starts=45, **changes)
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     before = sum(int(row["step"]) <= 45 for row in rows(folder / "train.csv"))
     cycles = 16 // episodes_per_cycle - before // episodes_per_cycle

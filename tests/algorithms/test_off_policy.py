@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import td3
 import torch
-from conftest import AGENTS, HAS_REPLAY, assert_gradients, final_value, load, train
-from off_policy import agent, batch, chain_value, fix, match, same, snapshot
+from conftest import AGENTS, HAS_REPLAY, assert_gradients, learn, load, train
+from off_policy import agent, batch, fix, same, snapshot
 
 of_all = pytest.mark.parametrize("algorithm", HAS_REPLAY)
 without_goals = pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac"])
@@ -150,22 +150,7 @@ def test_uniform_actions(algorithm):
 @without_goals
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_one_update_per_environment_step_whatever_num_envs(algorithm, num_envs, tmp_path):
-    folder = match(algorithm, tmp_path, num_envs=num_envs, total_timesteps=240, batch_size=4)
+    folder = learn(algorithm, tmp_path, "Match-v0", 240, num_envs=num_envs, batch_size=4)
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["critic_optimizer"]["state"][0]["step"] == 240 - 100
     assert checkpoint["actor_optimizer"]["state"][0]["step"] == (240 - 100) / (2 if algorithm == "td3" else 1)
-
-
-# ---- learning --------------------------------------------------------------------------------------------------------
-
-
-@without_goals
-def test_endless_chain_is_worth_one_over_one_minus_gamma(algorithm, tmp_path):
-    """Less than 4 if truncation were stored as termination."""
-    changes = {"alpha": "0"} if algorithm == "sac" else {}
-    assert chain_value(algorithm, tmp_path, **changes) == pytest.approx(5, abs=0.5)
-
-
-@without_goals
-def test_learns_asymmetric_actions(algorithm, tmp_path):
-    assert final_value(match(algorithm, tmp_path)) > -0.2

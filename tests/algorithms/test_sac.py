@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import final_value
-from off_policy import TWO, Value, agent, batch, chain_value, match, pair
+from off_policy import TWO, Value, agent, batch, pair
 from sac import SquashedGaussianActor
 from torch import nn
 
@@ -154,17 +153,3 @@ def test_fixed_temperature_stays_fixed(alpha):
         assert info["alpha"].item() == pytest.approx(alpha)
     assert all(x.isfinite() for x in info.values()) and all(p.isfinite().all() for p in a.parameters())
     assert not hasattr(a, "alpha_optimizer")
-
-
-# ---- learning --------------------------------------------------------------------------------------------------------
-
-
-# The widest policy has an entropy of 0.68 on [-1, 1] (log 2 if it were uniform): Q = (1 + 0.8 alpha 0.68) / 0.2
-@pytest.mark.parametrize("value_network", [False, True])
-def test_endless_chain_is_worth_its_rewards_and_entropies(tmp_path, value_network):
-    assert chain_value("sac", tmp_path, alpha="1", value_network=value_network) == pytest.approx(7.7, abs=0.5)
-
-
-@pytest.mark.parametrize("changes", [{"alpha": "auto"}, {"value_network": True}], ids=["auto", "value"])
-def test_variants_learn(changes, tmp_path):
-    assert final_value(match("sac", tmp_path, **changes)) > -0.3
