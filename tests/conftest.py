@@ -1,7 +1,5 @@
 """What the contract tests share: the algorithm files as modules, cheap settings for each, two ways to run them."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json
@@ -10,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,10 +26,6 @@ AGENTS = {name: name.upper() for name in ALGORITHMS}
 FIXED_ROLLOUTS = ["a2c", "ppo", "trpo"]  # learn after every num_envs x num_steps steps; REINFORCE after whole episodes
 # for what the shared blocks, the same text everywhere, decide alone: one on-policy, one off-policy algorithm
 of_shared_blocks = pytest.mark.parametrize("algorithm", ["ppo", "td3"])
-MUJOCO_TASKS = [
-    "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5", "InvertedDoublePendulum-v5",
-    "InvertedPendulum-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5", "Walker2d-v5",
-]  # fmt: skip
 REPLAY = {"learning_starts": 64, "batch_size": 16, "buffer_size": 2000}
 ROLLOUTS = {"num_steps": 32}
 CHEAP: dict[str, dict[str, Any]] = {  # settings with which a few hundred steps hold many gradient steps
@@ -47,6 +42,7 @@ CHEAP_RUN = {
     "device": "cpu", "compile": False, "eval_episodes": 2, "eval_every": 128, "checkpoint_every": 128, "log_every": 64,
     "total_timesteps": 256, "num_envs": 1, "env_id": "Reacher-v5",
 }  # fmt: skip
+FINISHED = {"env_id": "contract_envs:Success-v0", "num_envs": 4, "eval_episodes": 6, "seed": 3}
 
 
 def load(algorithm: str) -> ModuleType:
@@ -92,6 +88,14 @@ def train(algorithm: str, **changes: Any) -> Path:
     return load(algorithm).train(settings(algorithm, **changes))
 
 
+def learn(algorithm: str, folder: Path, env_id: str, steps: int, **changes: Any) -> Path:
+    """Train on a small task, of tiny_envs.py unless it is Gymnasium's, without pauses; returns the run folder."""
+    values = {"num_envs": 8, "eval_every": 10**9, "eval_episodes": 20, "log_every": 10**9, "checkpoint_every": 10**6}
+    values |= {"learning_starts": 100, "batch_size": 32, "learning_rate": 3e-3} if algorithm in HAS_REPLAY else {}
+    values |= {"env_id": env_id if env_id.endswith("v5") else f"tiny_envs:{env_id}", "total_timesteps": steps}
+    return train(algorithm, **values | {"run_dir": str(folder / "run")} | changes)
+
+
 def resume(algorithm: str, folder: Path, **changes: Any) -> Path:
     """Continue a run folder in this process, with the settings in it, as --resume does."""
     saved = json.loads((folder / "config.json").read_text())["args"]
@@ -121,11 +125,10 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def final_return(folder: Path) -> float:
-    """Mean return of the last evaluation."""
-    evaluations = rows(folder / "eval.csv")
-    returns = [float(row["return"]) for row in evaluations if row["step"] == evaluations[-1]["step"]]
-    return sum(returns) / len(returns)
+def final_value(folder: Path, column: str = "return") -> float:
+    """Mean over the episodes of the last evaluation."""
+    table = rows(folder / "eval.csv")
+    return float(np.mean([float(row[column]) for row in table if row["step"] == table[-1]["step"]]))
 
 
 def logs(folder: Path) -> dict[str, bytes]:
@@ -175,11 +178,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     def run(algorithm: str) -> Path:
         if algorithm not in made:
             folder = tmp_path_factory.mktemp(algorithm) / "deep" / "run"
-            changes = {"env_id": "contract_envs:Success-v0", "num_envs": 4, "eval_episodes": 6, "seed": 3}
-            made[algorithm] = train(algorithm, run_dir=str(folder), **changes)
+            made[algorithm] = train(algorithm, run_dir=str(folder), **FINISHED)
         return made[algorithm]
 
     return run
+
+
+@pytest.fixture
+def copied(tmp_path: Path):
+    """A folder with copies of the files in algorithms/, and a function that doctors one of them."""
+    folder = shutil.copytree(ROOT / "algorithms", tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def doctor(file: str, old: str, new: str) -> None:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return folder, doctor
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -209,7 +224,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture)
     return call
 
 
-# ---- for the tests of the on-policy algorithms' mathematics ----------------------------------------------------------
+# ---- for the tests of the algorithms' mathematics --------------------------------------------------------------------
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = {"continuous": Box(np.float32([-1, 0]), np.float32([1, 4])), "discrete": Discrete(3, start=2)}
@@ -231,3 +246,15 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def assert_gradients(grads: dict[torch.nn.Parameter, torch.Tensor], loss: Callable[[], float]) -> None:
+    """Each against finite differences along a random direction; with the fixture double."""
+    for p, grad in grads.items():
+        direction, values = torch.randn_like(p), []
+        for move in (1e-6, -2e-6):
+            p.data += move * direction
+            values.append(loss())
+        p.data += 1e-6 * direction
+        slope = (values[0] - values[1]) / 2e-6
+        assert (grad * direction).sum().item() == pytest.approx(slope, rel=1e-4, abs=1e-7)

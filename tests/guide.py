@@ -7,13 +7,10 @@ of a comment marks the line that computes an equation; lectures.csv says of ever
 compute it, or which experiment shows it, or why it is theory only.
 """
 
-from __future__ import annotations
-
 import ast
 import csv
 import io
 import itertools
-import os
 import re
 import sys
 import tokenize
@@ -29,9 +26,7 @@ EXPERIMENTS = (
     "temperature",
 )  # fmt: skip
 TAG = re.compile(r"\[([A-Z][A-Z0-9]*\.[0-9]+)\]")
-LINK = re.compile(
-    r"\[(`?)([A-Za-z]\w*(?:\.\w+)?)\1\]\((\w+)\.py#L\d+\)"
-)  # [TD3.2](td3.py#L1), [`TD3.update`](td3.py#L1)
+LINK = re.compile(r"\[(`?)([A-Za-z]\w*(?:\.\w+)?)\1\]\((\w+)\.py#L\d+\)")  # [TD3.2](td3.py#L1), [`follow`](td3.py#L1)
 SLIPS = {"loose": "*Loosely written:* ", "wrong": "*A slip:* "}
 
 
@@ -43,15 +38,12 @@ class Source:
     fullest: dict[str, int] = field(default_factory=dict)  # tag -> the one of these with the longest comment
     lines: dict[str, int] = field(default_factory=dict)  # function, class or Class.method -> line of its def
     methods: dict[int, str] = field(default_factory=dict)  # line -> innermost of these around it
-    docstring: set[str] = field(default_factory=set)  # tags of the docstring
 
 
 def read_source(path: Path) -> Source:
     """The tags and functions of a file."""
     text, source = path.read_text(), Source()
-    tree = ast.parse(text)
-    source.docstring = set(TAG.findall(ast.get_docstring(tree) or ""))
-    for node in tree.body:
+    for node in ast.parse(text).body:
         inner = node.body if isinstance(node, ast.ClassDef) else []
         for part, name in [(node, ""), *((x, f"{node.name}.") for x in inner)]:
             if isinstance(part, ast.FunctionDef | ast.ClassDef):
@@ -65,11 +57,6 @@ def read_source(path: Path) -> Source:
     for tag, texts in comments.items():
         source.fullest[tag] = source.tags[tag][texts.index(max(texts, key=len))]
     return source
-
-
-def read_sources(folder: Path = ALGORITHMS) -> dict[str, Source]:
-    """Every algorithm file, in the guide's order."""
-    return {name: read_source(folder / f"{name}.py") for name in FILES}
 
 
 def read_lectures(folder: Path = ALGORITHMS) -> list[dict[str, str]]:
@@ -126,10 +113,8 @@ def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, S
     parts = [" · ".join(f"[{slide}](#{anchor(slide)})" for slide in slides) + "\n"]
     for slide, group in itertools.groupby((r for r in rows if r["lecture"] == lecture), key=lambda row: row["slide"]):
         lines, theory = [f"#### {slide}", ""], []
-        table = [
-            f"| {'in the paper' if lecture == 'papers' else 'on the slide'} | in the code | remarks |",
-            "|---|---|---|",
-        ]
+        shown = "in the paper" if lecture == "papers" else "on the slide"
+        table = [f"| {shown} | in the code | remarks |", "|---|---|---|"]
         for row in group:
             formula = "`" + row["formula"].replace("|", r"\|") + "`"
             if row["status"] == "theory":
@@ -160,25 +145,22 @@ def tag_index(rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
 
 def renew(text: str, folder: Path = ALGORITHMS) -> str:
     """The guide with its generated parts and the line numbers of all its links as they must be."""
-    sources, rows = read_sources(folder), read_lectures(folder)
+    sources, rows = {name: read_source(folder / f"{name}.py") for name in FILES}, read_lectures(folder)
 
     def link(match: re.Match) -> str:
         quote, name, file = match.groups()
         source = sources.get(file, Source())
         line = source.fullest.get(name, source.lines.get(name))
         if line is None:
-            sys.exit(
-                f"error: the guide links {name} in {file}.py, which has no such tag, function or class: mend the link"
-            )
+            sys.exit(f"error: the guide links {name} in {file}.py, which has no such tag or function: mend the link")
         return f"[{quote}{name}{quote}]({file}.py#L{line})"
 
     text = LINK.sub(link, text)
     for name in (*LECTURES, "tags"):
         part = tag_index(rows, sources) if name == "tags" else lecture_index(name, rows, sources)
         begin, end = f"<!-- index:{name} -->\n", f"<!-- end of index:{name} -->"
-        text, count = re.subn(
-            f"{begin}.*?{end}", lambda _, x=begin + "\n" + part + "\n" + end: x, text, flags=re.DOTALL
-        )
+        whole = f"{begin}\n{part}\n{end}"
+        text, count = re.subn(f"{begin}.*?{end}", lambda _, whole=whole: whole, text, flags=re.DOTALL)
         if count != 1:
             sys.exit(f"error: algorithms/README.md needs the lines {begin.strip()} and {end} once: add them")
     return text
@@ -189,13 +171,8 @@ def main() -> None:
     old = path.read_text()
     new = renew(old)
     if new != old:
-        draft = path.with_suffix(".tmp")
-        draft.write_text(new)
-        os.replace(draft, path)
-    print(
-        f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}: "
-        f"{'renewed' if new != old else 'up to date'}"
-    )
+        path.write_text(new)
+    print(f"{path}: {'renewed' if new != old else 'up to date'}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,17 @@
-"""What the tests of the four off-policy algorithms share: agents to be worked by hand, and runs that end in seconds."""
+"""What the tests of the four off-policy algorithms share: agents that can be worked by hand."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
+import conftest
 import torch
-from conftest import load, make_agent, rows, train
-from gymnasium.spaces import Box
+from conftest import OBSERVATIONS, make_agent
 from torch import Tensor, nn
 
-OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
-ACTIONS = Box(np.float32([-1, 0]), np.float32([1, 4]))  # half ranges 1 and 2, centres 0 and 2
-QUICK = {
-    "learning_starts": 100, "batch_size": 32, "learning_rate": 3e-3, "eval_every": 10**9, "eval_episodes": 10,
-    "checkpoint_every": 10**6, "num_envs": 8,
-}  # fmt: skip
+ACTIONS = conftest.ACTIONS["continuous"]  # half ranges 1 and 2, centres 0 and 2
+TWO = (  # s, a, r, s2, terminal of two transitions, of which the second terminates
+    torch.zeros(2, 3), torch.tensor([[0.5, 3.0], [-1.0, 1.0]]), torch.ones(2),
+    torch.zeros(2, 3), torch.tensor([0.0, 1.0]),
+)  # fmt: skip
 
 
 def agent(algorithm: str, **changes: Any) -> Any:
@@ -62,27 +56,3 @@ def snapshot(module: nn.Module) -> list[Tensor]:
 
 def same(module: nn.Module, before: list[Tensor]) -> bool:
     return all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
-
-
-def store_truncation(monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
-    """The classical mistake: as termination."""
-    envs, step = load(algorithm).VectorEnvs, load(algorithm).VectorEnvs.step
-
-    def wrong(self, actions):
-        s2, r, _, done = step(self, actions)
-        return s2, r, done, done
-
-    monkeypatch.setattr(envs, "step", wrong)
-
-
-def chain_value(algorithm: str, folder: Path, **changes: Any) -> float:
-    """Value that is learned for the endless chain (gamma 0.8, so 5 for its rewards)."""
-    values = QUICK | {"env_id": "tiny_envs:Chain-v0", "total_timesteps": 404, "gamma": 0.8, "tau": 0.1}
-    folder = train(algorithm, **values | {"run_dir": str(folder / "run")} | changes)
-    return float(rows(folder / "metrics.csv")[-1]["q"])
-
-
-def match(algorithm: str, folder: Path, **changes: Any) -> Path:
-    """Train where the observation tells the action that pays; the best constant action gets about -0.8."""
-    values = QUICK | {"env_id": "tiny_envs:Match-v0", "total_timesteps": 504, "run_dir": str(folder / "run")}
-    return train(algorithm, **values | changes)

@@ -5,8 +5,6 @@
     python tests/shared_blocks.py td3      # every block of td3.py to the other files that have one of that name
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import functools

@@ -1,14 +1,15 @@
 """What the agents of all algorithms have in common: devices, replaced and frozen parts, state, acting, evaluation."""
 
-from __future__ import annotations
-
 import copy
 
 import contract_envs
 import numpy as np
 import pytest
 import torch
-from conftest import ALGORITHMS, HAS_REPLAY, load, make_agent, of_shared_blocks, settings
+
+from conftest import (  # isort: skip
+    ALGORITHMS, HAS_REPLAY, load, make_agent, of_shared_blocks, rows, run_script, settings, train,
+)  # fmt: skip
 from gymnasium.spaces import Box
 from torch import nn
 
@@ -19,6 +20,59 @@ VARIANTS = [
     ("ddpg", {"noise": "ou"}), ("ddpg", {"network": "lillicrap"}), ("a2c", {"optimizer": "adam"}),
     ("a2c", {"shared_network": True}), ("reinforce", {"baseline": "optimal"}),
 ]  # fmt: skip
+EVERYWHERE = {"env_id": "HalfCheetah-v5", "total_timesteps": 1_000_000, "num_envs": 8, "gamma": 0.99}
+ROLLOUTS = EVERYWHERE | {"anneal_lr": True, "log_std_init": -0.5, "norm_obs": True}
+CRITIC = ROLLOUTS | {"gae_lambda": 0.95, "norm_reward": True}
+CLIPPED = CRITIC | {"vf_coef": 0.5, "ent_coef": 0.0, "max_grad_norm": 0.5}
+REPLAY = EVERYWHERE | {"learning_rate": 1e-3, "tau": 0.005, "batch_size": 256, "buffer_size": 1_000_000}
+DEFAULTS = {
+    "reinforce": ROLLOUTS | {
+        "num_envs": 4, "learning_rate": 5e-3, "estimator": "reward-to-go", "baseline": "value", "value_epochs": 4,
+        "bootstrap": True, "scale_gradient": True,
+    },
+    "a2c": CLIPPED | {
+        "learning_rate": 2e-3, "num_steps": 16, "optimizer": "rmsprop", "shared_network": False, "norm_adv": True,
+    },
+    "ppo": CLIPPED | {
+        "learning_rate": 3e-4, "num_steps": 256, "update_epochs": 10, "num_minibatches": 32, "clip_coef": 0.2,
+        "target_kl": None, "recompute_advantages": True,
+    },
+    "trpo": CRITIC | {
+        "learning_rate": 1e-3, "num_steps": 125, "update_epochs": 20, "num_minibatches": 1, "max_kl": 0.01,
+        "cg_max_steps": 10, "cg_damping": 0.1, "line_search": True, "line_search_max_iter": 10,
+        "line_search_shrinking_factor": 0.8,
+    },
+    "ddpg": REPLAY | {
+        "learning_starts": 25_000, "exploration_noise": 0.1, "actor_learning_rate": None, "critic_weight_decay": 0.0,
+        "network": "fujimoto", "noise": "normal", "ou_theta": 0.15,
+    },
+    "td3": REPLAY | {
+        "learning_rate": 3e-4, "learning_starts": 25_000, "policy_delay": 2, "policy_noise": 0.2, "noise_clip": 0.5,
+        "exploration_noise": 0.1,
+    },
+    "sac": REPLAY | {"learning_starts": 10_000, "alpha": "0.2", "value_network": False},
+    "her_ddpg": REPLAY | {
+        "env_id": "FetchPush-v4", "gamma": 0.98, "tau": 0.05, "learning_starts": 1_000, "episodes_per_cycle": 8,
+        "updates_per_cycle": 40, "her": True, "goal_strategy": "future", "num_goals": 4, "exploration_noise": 0.2,
+        "random_eps": 0.3, "action_l2": 1.0, "clip_target": True,
+    },
+}  # fmt: skip
+
+
+def test_defaults(algorithm):
+    """Every setting of the algorithm, and that the networks and optimisers are made with it."""
+    args, wanted = load(algorithm).Args(), DEFAULTS[algorithm]
+    machinery = vars(load("td3").Args()).keys() & vars(load("ppo").Args()).keys() - {*EVERYWHERE, "learning_rate"}
+    assert {name: x for name, x in vars(args).items() if name not in machinery} == wanted
+    a = make_agent(algorithm, OBSERVATIONS, ACTIONS, **wanted)
+    if algorithm in HAS_REPLAY:
+        critic = a.critic if hasattr(a, "critic") else a.critics[0]
+        for net in (a.actor.net, critic.net):
+            assert [layer.out_features for layer in net[:-1:2]] == [256] * (3 if algorithm == "her_ddpg" else 2)
+    else:
+        assert a.optimizer.defaults["eps"] == 1e-5 and getattr(a, "minibatch_size", 0) in (0, 64, 1000)
+    for optimizer in (x for x in vars(a).values() if isinstance(x, torch.optim.Optimizer)):
+        assert optimizer.param_groups[0]["lr"] == wanted["learning_rate"]
 
 
 def agent(algorithm: str, **changes):
@@ -109,25 +163,6 @@ def test_compiled_steps_equal_eager_ones(algorithm, monkeypatch):
         torch.testing.assert_close(results[1][name], x, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_a_loaded_state_continues_identically(algorithm):
-    a, data = agent(algorithm), batch(algorithm)
-    torch.manual_seed(7)
-    b = type(a)(OBSERVATIONS, ACTIONS, settings(algorithm, num_envs=4, learning_rate=0.01))
-    drawn = [(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True) if p.dim() == 2]
-    assert not any(torch.equal(p, q) for p, q in drawn), "another seed, other weights"
-    a.update(*data)
-    b.load_state_dict(copy.deepcopy(a.state_dict()))
-    for name, x in vars(a).items():
-        if isinstance(x, torch.optim.Optimizer):
-            getattr(b, name).load_state_dict(copy.deepcopy(x.state_dict()))
-    b.policy_delay = 1  # of td3
-    for x in (a, b):
-        torch.manual_seed(2)
-        x.update(*data)
-    for name, x in parameters(a).items():
-        assert torch.equal(x, parameters(b)[name]), name
-
-
 def test_actions_are_inside_the_bounds_and_only_those_of_explore_random(algorithm):
     low, high = contract_envs.LOW, contract_envs.HIGH
     a = make_agent(algorithm, OBSERVATIONS, Box(low, high, dtype=np.float64), num_envs=500)
@@ -160,9 +195,20 @@ def test_evaluation_is_of_act_in_eval_mode_and_with_statistics_as_they_are(algor
     assert all(torch.equal(x, before[name]) for name, x in parameters(a).items())
 
 
-def test_training_only_names_what_act_does_without(algorithm):
-    a, s = agent(algorithm), torch.randn(4, 3)
-    left_out, want = [name for name in parameters(a) if name.startswith(a.training_only)], a.act(s)
-    for name in left_out:
-        a.state_dict()[name].fill_(torch.nan)
-    assert left_out and torch.equal(a.act(s), want)
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_trains_resumes_and_evaluates_on_an_accelerator(device: str, algorithm: str, tmp_path):
+    if not getattr(torch, device).is_available():
+        pytest.skip(f"no {device} here")
+    folder = train(algorithm, env_id="Pendulum-v1", run_dir=tmp_path / "run", device=device)
+    for words in (["--resume", folder, "--total-timesteps=512"], ["--evaluate", folder, "--device=cpu"]):
+        result = run_script(algorithm, *words, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert int(rows(folder / "eval.csv")[-1]["step"]) >= 512
+
+
+@of_shared_blocks
+def test_threads_and_precision_are_those_of_the_settings(algorithm):
+    """The last run's are not kept: a second one in the same process sets its own."""
+    for threads, precision in ((2, "medium"), (1, "highest")):
+        load(algorithm).prepare(settings(algorithm, threads=threads, matmul_precision=precision))
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (threads, precision)

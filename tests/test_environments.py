@@ -3,15 +3,16 @@
 VectorEnvs is the same text in every algorithm file (shared_blocks.py sees to that), so most tests take one of them.
 """
 
-from __future__ import annotations
-
-import contract_envs
 import numpy as np
 import pytest
 import torch
-from conftest import MUJOCO_TASKS, load, make_agent, task
+from conftest import load, make_agent
 
-FETCH = ["FetchReach-v4", "FetchPush-v4", "FetchSlide-v4", "FetchPickAndPlace-v4"]
+TASKS = [
+    "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5", "InvertedDoublePendulum-v5",
+    "InvertedPendulum-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5", "Walker2d-v5", "FetchReach-v4", "FetchPush-v4",
+    "FetchSlide-v4", "FetchPickAndPlace-v4", "CartPole-v1", "Pendulum-v1", "contract_envs:Hidden-v0",
+]  # fmt: skip
 module = load("td3")
 
 
@@ -75,54 +76,26 @@ def test_environments_start_differently_and_reproducibly():
     assert len(np.unique(a, axis=0)) == 4, "every environment has its own seed"
     np.testing.assert_array_equal(a, start("Reacher-v5", 4, 1).obs)
     assert not np.isin(a[:, 4:8], start("Reacher-v5", 4, 2).obs[:, 4:8]).any(), "another seed shares no start state"
-    drawn = [
-        module.seeds(*entropy, n=20)
-        for entropy in [(0, 0, 0), (0, 1), (1, 0, 0), (1, 0, 9), (1, 1), (2, 1), (10**20, 1)]
-    ]
-    assert len({x for stream in drawn for x in stream}) == 7 * 20
+    streams = [(1, 1, 0), (1, 1, 9), (1, 2), (1, 3), (1, 4, 0), (1, 4, 9), (2, 1, 0), (0, 1, 0), (10**20, 1, 0)]
+    drawn = {x for entropy in streams for x in module.seeds(*entropy, n=20)}
+    assert len(drawn) == 9 * 20, "all are apart"
     assert module.seeds(5, 1, n=3) == module.seeds(5, 1, n=8)[:3]
 
 
-@pytest.mark.parametrize("env_id", [*MUJOCO_TASKS, *FETCH, "CartPole-v1", "Pendulum-v1", "contract_envs:Hidden-v0"])
+@pytest.mark.parametrize("env_id", TASKS)
 def test_a_seeded_reset_decides_everything(env_id: str):
     """Exact resume rests on it: used and fresh environments, reset alike, go on alike to the last bit."""
     used, fresh = start(env_id, 2, seed=99), module.VectorEnvs(env_id, 2)
-    rng, space = np.random.default_rng(0), used.action_space
+    space = used.action_space
+    space.seed(0)
     for round in range(2):
         for n in range(60):
-            a = (
-                rng.integers(space.n, size=2)
-                if hasattr(space, "n")
-                else rng.uniform(space.low, space.high, (2, *space.shape))
-            )
-            a = torch.as_tensor(a, dtype=torch.int64 if hasattr(space, "n") else torch.float32)
+            a = torch.from_numpy(np.stack([space.sample(), space.sample()]))
             steps = [envs.step(a) for envs in ((used, fresh) if round else (used,))]
             assert not round or all(np.array_equal(x, y) for x, y in zip(*steps, strict=True)), f"step {n}"
         used.reset([7, 8])
         fresh.reset([7, 8])
         np.testing.assert_array_equal(used.obs, fresh.obs)
-
-
-def test_actions_stay_within_each_dimensions_bounds(algorithm: str):
-    """Strict raises if one does not; with outputs so large that every action is at a bound, rounding alone would
-    leave some of these bounds."""
-    script, env_id = load(algorithm), task(algorithm, "contract_envs:Strict-v0")
-    envs = script.VectorEnvs(env_id, 2)
-    agent = make_agent(algorithm, envs.observation_space, envs.action_space, env_id=env_id, num_envs=2)
-    last = [layer for layer in agent.actor.modules() if isinstance(layer, torch.nn.Linear)][-1]
-    contract_envs.Strict.actions.clear()
-    for bias in (-50.0, 0.0, 50.0):
-        with torch.no_grad():
-            last.weight.zero_()
-            last.bias.fill_(bias)
-        script.evaluate(agent, envs, 0, 2, "cpu")
-        for _ in range(20):
-            a = agent.explore(torch.from_numpy(envs.obs))
-            envs.step(agent.actor.to_env(a) if hasattr(agent.actor, "to_env") else a)
-    low, mid, high = (part[:6] for part in np.split(np.array(contract_envs.Strict.actions), 3))  # the evaluations
-    np.testing.assert_allclose(low, np.broadcast_to(contract_envs.LOW, low.shape), rtol=0.02)
-    np.testing.assert_allclose(high, np.broadcast_to(contract_envs.HIGH, high.shape), rtol=0.02)
-    np.testing.assert_allclose(mid.mean(0), (contract_envs.LOW + contract_envs.HIGH) / 2, atol=1e-5)
 
 
 def test_an_evaluation_counts_the_first_episode_of_each_seed():
@@ -134,8 +107,7 @@ def test_an_evaluation_counts_the_first_episode_of_each_seed():
 
 
 def test_an_action_of_nan_never_reaches_the_environment():
+    """Strict would raise another error."""
     envs = start("contract_envs:Strict-v0", 1)
-    contract_envs.Strict.actions.clear()
     with pytest.raises(module.RunFailed, match=r"^action became NaN or infinite at step 0"):
         envs.step(torch.tensor([[0.0, np.nan, 0.0]]))
-    assert not contract_envs.Strict.actions

@@ -1,12 +1,9 @@
 """The reading guide is true: tags, lectures.csv, links, commands and names of settings, in both directions."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import re
 import shlex
-import shutil
 import sys
 import tokenize
 
@@ -16,11 +13,6 @@ from guide import ALGORITHMS, EXPERIMENTS, FILES, LECTURES, read_lectures, renew
 
 TEXT = (ALGORITHMS / "README.md").read_text()
 ROWS = read_lectures()
-MACHINERY = {  # settings of where and how a run runs: --help explains them, other libraries have other ways
-    "device", "threads", "compile", "run_dir", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "resume",
-    "evaluate", "capture_video", "render", "track", "wandb_project_name", "wandb_entity", "env_id", "seed",
-    "matmul_precision",
-}  # fmt: skip
 
 
 def comments(file: str) -> dict[int, str]:
@@ -44,18 +36,12 @@ def test_every_tag_is_in_code_lectures_and_guide():
     named = set(re.findall(r"\*\*([A-Z][A-Z0-9]*\.\d+)\*\*|\[([A-Z][A-Z0-9]*\.\d+)\]", TEXT))
     assert {tag for pair in named for tag in pair if tag} == code
     for file in FILES:
-        docstring = (ALGORITHMS / f"{file}.py").read_text().split('"""')[1]
-        assert set(guide.TAG.findall(docstring)) <= IN_CODE[file], (
-            f"{file}.py: its docstring has a tag that no line has"
-        )
-    own = {"her_ddpg": "HER", "a2c": "A2C", "td3": "TD3"}
-    for file in FILES:  # an algorithm's own tags stand in its docstring or at least on its screen of the guide
-        name = own.get(file, file.upper())
+        docstring = set(guide.TAG.findall((ALGORITHMS / f"{file}.py").read_text().split('"""')[1]))
+        assert docstring <= IN_CODE[file], f"{file}.py: its docstring has a tag that no line has"
+        name = "HER" if file == "her_ddpg" else file.upper()
         screen = re.search(rf"^### {name}\n(.+?)^##", TEXT, re.MULTILINE | re.DOTALL)[1]
-        for tag in IN_CODE[file]:
-            assert not tag.startswith(f"{name}.") or f"[{tag}]({file}.py" in screen, (
-                f"{tag} is not on the screen of {name}"
-            )
+        for tag in (x for x in IN_CODE[file] if x.startswith(f"{name}.")):  # its own
+            assert f"[{tag}]({file}.py" in screen, f"{tag} is not on the screen of {name}"
 
 
 def test_every_link_leads_to_its_tag_or_function():
@@ -66,33 +52,30 @@ def test_every_link_leads_to_its_tag_or_function():
         if re.fullmatch(r"[A-Z][A-Z0-9]*\.\d+", name):
             assert f"[{name}]" in COMMENTS[file].get(int(line), ""), f"{file}.py:{line} is not {name}"
         elif name[0] == "`":
-            assert re.match(rf"\s*(def|class) {name.strip('`').split('.')[-1]}\b", source), (
-                f"{file}.py:{line} is not {name}"
-            )
+            last = name.strip("`").split(".")[-1]
+            assert re.match(rf"\s*(def|class) {last}\b", source), f"{file}.py:{line} is not {name}"
         else:
             assert name == f"{file}.py:{line}"
     # in the tables a tag is followed by methods and lines, up to the next tag or the end of the cell
-    for tag, places in re.findall(
-        r"(?:\*\*|^\| )([A-Z][A-Z0-9]*\.\d+)(?:\*\*| \|) ((?:[^*|])+?)(?:<br>| \|)", TEXT, re.M
-    ):
+    cells = r"(?:\*\*|^\| )([A-Z][A-Z0-9]*\.\d+)(?:\*\*| \|) ((?:[^*|])+?)(?:<br>| \|)"
+    for tag, places in re.findall(cells, TEXT, re.MULTILINE):
         for method, rest in re.findall(r"`([\w.]+)` ([^`]+)", places):
             for file, line in re.findall(r"\((\w+)\.py#L(\d+)\)", rest):
                 assert f"[{tag}]" in COMMENTS[file][int(line)], f"{file}.py:{line} is not {tag}"
                 before = (ALGORITHMS / f"{file}.py").read_text().splitlines()[: int(line)]
-                name = method.split(".")[-1]
-                indent = "    " if "." in method else ""
+                indent, name = "    " * method.count("."), method.split(".")[-1]
                 last = [x for x in before if re.match(rf"{indent}(def|class) ", x)][-1]
                 assert f"def {name}(" in last, f"{file}.py:{line} is in `{last.strip()}`, not in {method}"
 
 
 def test_the_inventory_says_of_every_formula_where_it_is():
+    """And the guide shows it under its slide."""
     assert len(ROWS) >= 323 and {row["lecture"] for row in ROWS} == set(LECTURES)
     for row in ROWS:
         where = f"{row['lecture']}, {row['slide']}: {row['formula']}"
         assert row["slide"] and row["formula"], where
-        for file in row["files"].split() or FILES:
-            held = [tag in IN_CODE[file] for tag in row["tags"].split()]
-            assert any(held) if row["files"] else True, f"{where}: none of its tags is in {file}.py"
+        for file in row["files"].split():
+            assert IN_CODE[file] & set(row["tags"].split()), f"{where}: none of its tags is in {file}.py"
         if row["status"] == "implemented":
             assert row["tags"], where
         elif row["status"] == "theory":
@@ -102,19 +85,14 @@ def test_the_inventory_says_of_every_formula_where_it_is():
         assert row["experiment"] in ("", *EXPERIMENTS), where
         assert (row["slide_is"] in ("loose", "wrong")) == bool(row["correct_form"]), where
         assert row["extraction"] in ("", "perhaps", "yes") and (not row["extraction"] or row["slide_is"]), where
+        part = re.search(rf"<!-- index:{row['lecture']} -->(.*?)<!-- end", TEXT, re.DOTALL)[1]
+        section = part.split(f"#### {row['slide']}\n")[1].split("####")[0]
+        assert f"`{row['formula']}`" in section.replace(r"\|", "|"), where
     orders = [LECTURES.index(row["lecture"]) for row in ROWS]
     assert orders == sorted(orders)
     slides = [(row["lecture"], row["slide"]) for row in ROWS]
     runs = [pair for k, pair in enumerate(slides) if k == 0 or slides[k - 1] != pair]
     assert len(runs) == len(set(runs)), f"rows of a slide apart: {sorted({x for x in runs if runs.count(x) > 1})}"
-
-
-def test_every_formula_stands_under_its_slide():
-    for row in ROWS:
-        part = re.search(rf"<!-- index:{row['lecture']} -->(.*?)<!-- end", TEXT, re.DOTALL)[1]
-        section = part.split(f"#### {row['slide']}\n")[1].split("####")[0]
-        plain = section.replace(r"\|", "|")
-        assert f"`{row['formula']}`" in plain, f"{row['slide']}: {row['formula']}"
 
 
 def test_every_experiment_is_listed_and_shown():
@@ -145,54 +123,39 @@ def test_formulas_survive_markdown():
     assert len(blocks) >= 2 * len(FILES) - 1
     for block in blocks:
         assert not re.search(r"\\[^A-Za-z]", block), f"Markdown eats this backslash: {block}"
-        assert not re.search(r"(?<![A-Za-z0-9}])_|}_[A-Za-z0-9]", block), (
-            f"Markdown may take this _ for emphasis: {block}"
-        )
+        emphasis = re.search(r"(?<![A-Za-z0-9}])_|}_[A-Za-z0-9]", block)
+        assert not emphasis, f"Markdown may take this _ for emphasis: {block}"
         assert not re.search(r"^ *([-+*#>=]|\d+[.)])", block, re.MULTILINE), f"Markdown makes a list of it: {block}"
         assert block.count("{") == block.count("}"), block
         assert len(re.findall(r"\\left[\[(]", block)) == len(re.findall(r"\\right[\])]", block)), block
 
 
-COMMANDS = re.findall(r"^python algorithms/(\w+)\.py (.+)$", TEXT, re.MULTILINE)
-
-
-def test_every_algorithm_has_commands():
-    assert {file for file, _ in COMMANDS} == set(FILES)
-
-
-@pytest.mark.parametrize(("file", "words"), COMMANDS)
-def test_commands_are_understood(file, words, monkeypatch):
-    module = importlib.import_module(file)
-    monkeypatch.setattr(sys, "argv", [f"{file}.py", *shlex.split(words)])
-    args = module.parse(module.Args, getattr(module, file.upper()))
-    args.check()
-    assert args != module.Args(), "a command that changes nothing"
+def test_every_algorithm_has_commands_and_all_are_understood(monkeypatch):
+    commands = re.findall(r"^python algorithms/(\w+)\.py (.+)$", TEXT, re.MULTILINE)
+    assert {file for file, _ in commands} == set(FILES)
+    for file, words in commands:
+        module = importlib.import_module(file)
+        monkeypatch.setattr(sys, "argv", [f"{file}.py", *shlex.split(words)])
+        args = module.parse(module.Args, getattr(module, file.upper()))
+        args.check()
+        assert args != module.Args(), f"a command that changes nothing: {words}"
 
 
 def test_the_table_of_settings_names_all_and_only_ours():
     table = TEXT.split("## Names of settings")[1].split("\n## ")[0]
     named = {x for line in re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE) for x in re.findall(r"`(\w+)`", line)}
-    ours = {f.name for file in FILES for f in dataclasses.fields(importlib.import_module(file).Args)}
-    assert named == ours - MACHINERY
+    ours = [{f.name for f in dataclasses.fields(importlib.import_module(file).Args)} for file in FILES]
+    machinery = set.intersection(*ours) - {
+        "total_timesteps",
+        "num_envs",
+        "learning_rate",
+        "gamma",
+    }  # --help explains it
+    assert named == set.union(*ours) - machinery
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the algorithm files, and a function that doctors one of them."""
-    for path in ALGORITHMS.iterdir():
-        if path.is_file():
-            shutil.copy(path, tmp_path)
-
-    def doctor(file: str, old: str, new: str) -> None:
-        text = (tmp_path / file).read_text()
-        assert old in text
-        (tmp_path / file).write_text(text.replace(old, new, 1))
-
-    return tmp_path, doctor
-
-
-def test_line_numbers_follow_the_code(copy):
-    folder, doctor = copy
+def test_line_numbers_follow_the_code(copied):
+    folder, doctor = copied
     doctor("td3.py", "# 2 Networks", "# 2 Networks\n# one line more")
     text = renew(TEXT, folder)
     line = guide.read_source(ALGORITHMS / "td3.py").fullest["TD3.2"]
@@ -211,8 +174,8 @@ def test_line_numbers_follow_the_code(copy):
         ("trpo.py", "def conjugate_gradient", "def conjugate_gradients", "conjugate_gradient in trpo.py"),
     ],
 )
-def test_a_tag_that_is_nowhere_is_noticed(copy, file, old, new, notice):
-    folder, doctor = copy
+def test_a_tag_that_is_nowhere_is_noticed(copied, file, old, new, notice):
+    folder, doctor = copied
     doctor(file, old, new)
     with pytest.raises(SystemExit, match=re.escape(notice)):
         renew(TEXT, folder)

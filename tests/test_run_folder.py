@@ -4,8 +4,6 @@ Interruption is tested in two ways: real processes killed by SIGKILL, and copies
 on: such a copy is what a SIGKILL at that instant would leave behind.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -21,27 +19,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    AGENTS,
-    ALGORITHMS,
-    FIXED_ROLLOUTS,
-    HAS_REPLAY,
-    ON_POLICY,
-    ROOT,
-    contents,
-    flags,
-    load,
-    logs,
-    make_agent,
-    of_shared_blocks,
-    resume,
-    rows,
-    run_script,
-    settings,
-    snapshot_during,
-    start_script,
-    train,
-)
+
+from conftest import (  # isort: skip
+    AGENTS, ALGORITHMS, FINISHED, FIXED_ROLLOUTS, HAS_REPLAY, ON_POLICY, ROOT, contents, flags, load, logs, make_agent,
+    of_shared_blocks, resume, rows, run_script, settings, snapshot_during, start_script, task, train,
+)  # fmt: skip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COUNTDOWN, HIDDEN, ANT = (f"contract_envs:{name}-v0" for name in ("Countdown", "Hidden", "Ant20"))
@@ -89,8 +71,7 @@ def test_files_and_config(algorithm: str, finished):
         ".lock", "config.json", "checkpoint.pt", "policy.pt", "eval.csv", "train.csv", "metrics.csv",
     }  # fmt: skip
     config, script = json.loads((folder / "config.json").read_text()), ROOT / "algorithms" / f"{algorithm}.py"
-    changes = {"env_id": "contract_envs:Success-v0", "num_envs": 4, "eval_episodes": 6, "seed": 3}
-    assert config["args"] == vars(settings(algorithm, run_dir=str(folder), **changes))
+    assert config["args"] == vars(settings(algorithm, run_dir=str(folder), **FINISHED))
     assert config["algorithm"] == algorithm and config["id"] and len(config["commands"]) == 1
     assert config["script_sha256"] == hashlib.sha256(script.read_bytes()).hexdigest()
     assert config["versions"]["torch"] == torch.__version__
@@ -136,91 +117,74 @@ def test_train_csv_holds_every_finished_episode(algorithm: str, num_envs: int, t
     assert 300 <= saved(folder)["step"] < 330 and len(json.loads((folder / "config.json").read_text())["commands"]) == 3
 
 
-def assert_tensorboard_holds_the_tables(folder: Path) -> None:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    logged = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    want: dict[str, list[tuple[int, float]]] = {}
-    for log in ("train", "metrics"):
-        for row in rows(folder / f"{log}.csv"):
-            for name in row.keys() - {"step"}:
-                want.setdefault(f"{log}/{name}", []).extend([(int(row["step"]), float(row[name]))] if row[name] else [])
-    table = rows(folder / "eval.csv")
-    for name in table[0].keys() - {"step", "episode"}:
-        for step in sorted({int(row["step"]) for row in table}):
-            mean = np.mean([float(row[name]) for row in table if row["step"] == str(step)])
-            want.setdefault(f"eval/{name}", []).append((step, mean))
-    assert logged.keys() == {name for name, values in want.items() if values}
-    for name, values in logged.items():
-        np.testing.assert_allclose(values, want[name], rtol=1e-6, err_msg=name)
-
-
-def test_tensorboard(algorithm: str, finished):
-    assert_tensorboard_holds_the_tables(finished(algorithm))
-
-
 @of_shared_blocks
-def test_tensorboard_after_resume(algorithm: str, tmp_path, monkeypatch):
-    """Nothing that was logged up to the checkpoint is lost, nothing after it is there twice."""
+def test_tensorboard_holds_the_tables(algorithm: str, tmp_path, monkeypatch):
+    """Nothing that was logged up to the checkpoint is lost by resuming, nothing after it is there twice."""
     at = {40: tmp_path / "40", 200: tmp_path / "200"}
     snapshot_during(monkeypatch, algorithm, tmp_path / "run", dict(at))
-    train(algorithm, env_id=HIDDEN, run_dir=tmp_path / "run", eval_every=32, log_every=32, **late(algorithm))
+    changes = {"env_id": "contract_envs:Success-v0", "eval_every": 32, "log_every": 32} | late(algorithm)
+    train(algorithm, run_dir=tmp_path / "run", **changes)
     time.sleep(1.1)  # TensorBoard tells the writers of a folder apart by the second
     for folder in at.values():
         resume(algorithm, folder)
-        assert_tensorboard_holds_the_tables(folder)
+    for folder in (tmp_path / "run", *at.values()):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        want: dict[tuple[str, int], list[float]] = {}
+        for log in ("train", "metrics", "eval"):
+            for row in rows(folder / f"{log}.csv"):
+                for name in row.keys() - {"step", "episode"}:
+                    if row[name]:
+                        want.setdefault((f"{log}/{name}", int(row["step"])), []).append(float(row[name]))
+        logged = [(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+        assert sorted(x[:2] for x in logged) == sorted(want)
+        np.testing.assert_allclose([x[2] for x in logged], [np.mean(want[x[:2]]) for x in logged], rtol=1e-6)
 
 
-def test_policy(algorithm: str, finished):
-    """Whatever an agent was initialised with, policy.pt replaces all that `act` needs; every parameter was trained."""
-    module, folder = load(algorithm), finished(algorithm)
-    agent, env, step = module.load_policy(str(folder), getattr(module, AGENTS[algorithm]), module.Args)
-    assert step == saved(folder)["step"] == saved(folder, "policy")["step"] and not agent.training
-    fresh = make_agent(algorithm, env.observation_space, env.action_space, env_id="contract_envs:Success-v0")
+def test_what_is_saved(algorithm: str, finished):
+    """Of an agent whose every parameter was trained; critics and targets are not part of the policy."""
+    checkpoint, policy = saved(finished(algorithm)), saved(finished(algorithm), "policy")
+    envs = load(algorithm).VectorEnvs(task(algorithm, "contract_envs:Success-v0"), 1)
+    fresh = make_agent(algorithm, envs.observation_space, envs.action_space)
     for name, parameter in fresh.named_parameters():
-        assert not torch.equal(parameter, saved(folder)["agent"][name]), f"{name} was not trained"
-    fresh.load_state_dict(saved(folder)["agent"])
-    s = torch.randn(5, *env.observation_space.shape)
-    assert torch.equal(fresh.act(s), agent.act(s))
-    if "obs_stats.mean" in saved(folder, "policy")["policy"]:  # the normaliser is part of the policy
-        agent.obs_stats.mean += 1
-        assert not torch.equal(fresh.act(s), agent.act(s))
+        assert not torch.equal(parameter, checkpoint["agent"][name]), f"{name} was not trained"
+    assert policy["step"] == checkpoint["step"]
+    assert not any("critic" in name or "target" in name for name in policy["policy"])
 
 
-def test_sizes_of_checkpoint_and_policy(algorithm: str, tmp_path, monkeypatch):
-    """As wide as Humanoid: the checkpoint follows the filled rows, the policy stays small; at every evaluation."""
-    module, steps = load(algorithm), []
-    write = module.write_atomically
-    monkeypatch.setattr(module, "write_atomically", lambda path, w: (write(path, w), steps.append(path.name)))
-    changes = {"env_id": "contract_envs:Wide-v0", "total_timesteps": 128}
-    if algorithm in HAS_REPLAY:
-        changes["buffer_size"] = 100_000  # 290 MB
-    folder = train(algorithm, run_dir=tmp_path / "run", **changes)
-    assert (folder / "policy.pt").stat().st_size < 1e6 and (folder / "checkpoint.pt").stat().st_size < 2e7
-    assert steps.count("policy.pt") == 2
-    if algorithm in HAS_REPLAY:
-        assert len(saved(folder)["memory"]["rows"]) == 128
+@of_shared_blocks
+def test_a_policy_that_lacks_a_part_is_refused(algorithm: str, finished, command_line, tmp_path):
+    """What act needs is never filled up with new weights."""
+    path = shutil.copytree(finished(algorithm), tmp_path / "run") / "policy.pt"
+    policy = saved(path.parent, "policy")
+    name = next(name for name in policy["policy"] if name.endswith("weight"))
+    del policy["policy"][name]
+    torch.save(policy, path)
+    code, out, err = command_line(algorithm, "--evaluate", path.parent)
+    assert (code, out) == (2, "") and err.startswith(f"error: {path} lacks {name}: ")
+
+
+@pytest.mark.parametrize("algorithm", HAS_REPLAY)
+def test_a_checkpoint_holds_the_filled_rows_of_the_memory_alone(algorithm: str, tmp_path):
+    folder = train(algorithm, run_dir=tmp_path / "run", total_timesteps=128, buffer_size=1_000_000)  # 100 MB
+    assert (folder / "checkpoint.pt").stat().st_size < 2e7 and len(saved(folder)["memory"]["rows"]) == 128
 
 
 def test_evaluations_are_alike_and_apart(algorithm: str, tmp_path, monkeypatch):
     """With a policy that stays, every evaluation gives the same numbers: training in between, and other training
-    environments, leave them alone. They have environments of their own, made for evaluation; modules are in eval()."""
-    module = load(algorithm)
-    agent_class, made, modes, make_env = getattr(module, AGENTS[algorithm]), [], [], module.make_env
-    act = agent_class.act
-    monkeypatch.setattr(agent_class, "act", lambda agent, s: modes.append(agent.training) or act(agent, s))
-    monkeypatch.setattr(agent_class, "update", lambda agent, *_: modes.append(not agent.training) or {})
+    environments, leave them alone. They have environments of their own, made for evaluation."""
+    module, made, evaluations = load(algorithm), [], []
+    agent_class, make_env = getattr(module, AGENTS[algorithm]), module.make_env
+    monkeypatch.setattr(agent_class, "update", lambda agent, *_: {})
     monkeypatch.setattr(agent_class, "cycle", lambda agent, *_: {}, raising=False)
     monkeypatch.setattr(module, "make_env", lambda *a, **k: made.append("evaluation" in k) or make_env(*a, **k))
-    evaluations = []
     for num_envs in (1, 4):
+        made.clear()
         folder = train(algorithm, env_id=ANT, num_envs=num_envs, run_dir=tmp_path / str(num_envs))
         assert made.count(True) == 2 and made.count(False) >= num_envs
-        table, _ = rows(folder / "eval.csv"), made.clear()
-        for step in sorted({int(row["step"]) for row in table}):
-            evaluations.append([(row["return"], row["length"]) for row in table if row["step"] == str(step)])
-    assert evaluations[0] == evaluations[1] == evaluations[2] and evaluations[3] == evaluations[4] == evaluations[5]
+        table = [(row["return"], row["length"]) for row in rows(folder / "eval.csv")]
+        evaluations += zip(table[::2], table[1::2], strict=True)  # two episodes each
+    assert len(evaluations) == 6 and len(set(evaluations)) == 1
     assert evaluations[0][0] != evaluations[0][1], "but the episodes of one evaluation differ"
-    assert modes and not any(modes)
 
 
 @of_shared_blocks
@@ -390,8 +354,6 @@ def test_the_seed_decides_the_generators_and_the_environments(algorithm: str, tm
 
     starts: list[list] = []
     monkeypatch.setattr(module.VectorEnvs, "step", watched)
-    streams = [(1, 3), (1, 4, 0), (1, 4, 128), (2, 4, 0), (1, 1, 0), (1, 2)]
-    assert len({module.seeds(*x, n=1)[0] for x in streams}) == len(streams), "streams are apart"
     for run, seed in enumerate((1, 1, 2)):
         starts.append([])
         train(algorithm, seed=seed, run_dir=str(tmp_path / str(run)))
@@ -423,35 +385,21 @@ def test_an_environment_that_breaks(algorithm: str, what: str, tmp_path, command
     assert_good(tmp_path / "run", 130 if algorithm == "reinforce" else 128)
 
 
-@pytest.mark.parametrize("what", ["metric", "parameter", "action"])
-def test_training_that_diverges(algorithm: str, what: str, tmp_path, command_line, monkeypatch):
-    """The learning itself breaks after the first checkpoint; the message names what."""
+@pytest.mark.parametrize("what, step", [("metric", 150), ("parameter", 256)])
+def test_training_that_diverges(algorithm: str, what: str, step: int, tmp_path, command_line, monkeypatch):
+    """The learning itself breaks after the first checkpoint, or just before the second; the message names what."""
     module = load(algorithm)
-    agent_class, envs_class = getattr(module, AGENTS[algorithm]), module.VectorEnvs
-    update, step, steps = agent_class.update, envs_class.step, [0]
+    metric = next(iter(getattr(module, AGENTS[algorithm]).metrics))
 
-    def counted(envs, actions):
-        steps[0] = envs.steps if envs.cut_at < math.inf or algorithm == "reinforce" else 0
-        return step(envs, actions * math.nan if what == "action" and steps[0] >= 160 else actions)
+    def broken(run, info, report=module.Run.report):
+        if run.envs.steps >= step and what == "parameter":
+            next(run.agent.actor.parameters()).data.view(-1)[0] = math.nan
+        report(run, info | {metric: math.inf} if run.envs.steps >= step and what == "metric" else info)
 
-    def broken(agent, *batch):
-        info = update(agent, *batch)
-        if steps[0] >= 150 and what == "metric":
-            info[next(iter(info))] = torch.tensor(math.inf)
-        if steps[0] >= 150 and what == "parameter":
-            with torch.no_grad():
-                next(agent.actor.parameters()).view(-1)[0] = math.nan
-        return info
-
-    monkeypatch.setattr(envs_class, "step", counted)
-    monkeypatch.setattr(agent_class, "update", broken)
-    changes = {"env_id": HIDDEN, "run_dir": tmp_path / "run", "eval_every": 1000}
-    if what == "parameter":  # actions, observations and metrics would tell before the next checkpoint does
-        changes |= {"log_every": 1000, "total_timesteps": 384}
-        tell = module.require_finite
-        monkeypatch.setattr(module, "require_finite", lambda n, **x: {"action", "reward"} & x.keys() or tell(n, **x))
+    monkeypatch.setattr(module.Run, "report", broken)
+    changes = {"env_id": HIDDEN, "run_dir": tmp_path / "run", "eval_every": 1000, "total_timesteps": 384}
     code, _, err = command_line(algorithm, *flags(algorithm, **changes))
-    name = {"metric": next(iter(agent_class.metrics)), "parameter": r"actor\.\S+", "action": "action"}[what]
+    name = metric if what == "metric" else r"actor\.\S+"
     assert code == 1 and re.fullmatch(rf"error: {name} became NaN or infinite at step \d+\b.*\n", err), err
     assert_good(tmp_path / "run", 130 if algorithm == "reinforce" else 128)
 

@@ -1,32 +1,18 @@
-"""The algorithm files keep the rules of algorithms/README.md, and the guard notices when they do not."""
-
-from __future__ import annotations
+"""The algorithm files keep the rules of algorithms/README.md, the guard notices when they do not, mutants fit them."""
 
 import re
-import shutil
+from collections import Counter
 
 import pytest
 import shared_blocks
+from mutants import MUTANTS
 from shared_blocks import ALGORITHMS, blocks, code_lines, over_budget, problems, sync
+
+ANY_LENGTH = dict.fromkeys(shared_blocks.BUDGET, 10_000)
 
 
 def test_the_files_keep_the_rules():
     assert not (found := problems()), "\n\n".join(found)
-
-
-@pytest.fixture
-def copy(tmp_path, monkeypatch):
-    """A copy of the algorithm files and a function that doctors one of them; of any length."""
-    monkeypatch.setattr(shared_blocks, "BUDGET", dict.fromkeys(shared_blocks.BUDGET, 10_000))
-    for path in ALGORITHMS.glob("*.py"):
-        shutil.copy(path, tmp_path)
-
-    def doctor(file: str, old: str, new: str) -> None:
-        path = tmp_path / file
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new, 1))
-
-    return tmp_path, doctor
 
 
 @pytest.mark.parametrize(
@@ -42,8 +28,9 @@ def copy(tmp_path, monkeypatch):
         ("ppo.py", "    anneal_lr: bool", "    unused: int = 3\n    anneal_lr: bool", "Args.unused has no help text"),
     ],
 )
-def test_a_breach_is_noticed(copy, file, old, new, notice):
-    folder, doctor = copy
+def test_a_breach_is_noticed(copied, file, old, new, notice, monkeypatch):
+    folder, doctor = copied
+    monkeypatch.setattr(shared_blocks, "BUDGET", ANY_LENGTH)
     doctor(file, old, new)
     found = problems(folder)
     assert any(notice in problem for problem in found), found
@@ -63,8 +50,9 @@ def test_code_lines_and_budget(monkeypatch):
     assert len(over_budget("td3", source.replace("class Run(", "x = 1\n\n\nclass Run("))) == 2
 
 
-def test_sync_copies_blocks_both_ways(copy):
-    folder, doctor = copy
+def test_sync_copies_blocks_both_ways(copied, monkeypatch):
+    folder, doctor = copied
+    monkeypatch.setattr(shared_blocks, "BUDGET", ANY_LENGTH)
     doctor("ppo.py", "self.steps += self.num_envs", "self.steps += 1")
     assert "make sync FROM=" in problems(folder)[0]
     assert sync("td3", folder) == ["ppo.py: VectorEnvs"]
@@ -80,3 +68,13 @@ def test_requirements_cover_all_imports():
     text = (ALGORITHMS.parent / "requirements.txt").read_text()
     for requirement in shared_blocks.IMPORTABLE.values():
         assert re.search(rf"^{requirement}==", text, re.MULTILINE), requirement
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m['file']}: {m['fault']}")
+def test_the_text_to_replace_by_a_mutant_occurs_once(mutant):
+    assert (ALGORITHMS / f"{mutant['file']}.py").read_text().count(mutant["text"]) == 1
+    assert mutant["replacement"] != mutant["text"] and mutant["fault"]
+
+
+def test_every_file_has_its_mutants():
+    assert min(Counter(m["file"] for m in MUTANTS)[path.stem] for path in ALGORITHMS.glob("*.py")) >= 3

@@ -1,7 +1,5 @@
 """Environments small enough to be worked out by hand or learned in seconds."""
 
-from __future__ import annotations
-
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
@@ -51,50 +49,44 @@ class Match(gym.Env):
 
 gym.register("Chain-v0", EndlessChain, max_episode_steps=5)
 gym.register("DiscreteChain-v0", EndlessChain, max_episode_steps=5, kwargs={"discrete": True})
-gym.register("Match-v0", Match)
-gym.register("DiscreteMatch-v0", Match, kwargs={"discrete": True})
+gym.register("Match-v0", Match, max_episode_steps=2)
+gym.register("DiscreteMatch-v0", Match, max_episode_steps=2, kwargs={"discrete": True})
 
 
-class Crash(EndlessChain):
-    """Raises an exception after a few hundred steps, as a broken simulator would."""
+class FarGoal(gym.Env):
+    """A point is pushed to a goal that is 3 away: reward 0 within 0.25 of it, else -1. Aimless walks hardly get there.
 
-    steps = 0
-
-    def step(self, action):
-        self.steps += 1
-        if self.steps > 300:
-            raise RuntimeError("the simulator broke")
-        return super().step(action)
-
-
-gym.register("Crash-v0", Crash, max_episode_steps=5)
-
-
-class PointGoal(gym.Env):
-    """A point in the plane is pushed to a goal: reward 0 within 0.15 of it, else -1. Dict spaces as of a GoalEnv."""
+    `rewards` "dense": minus the distance, "single": compute_reward takes one pair of goals only.
+    """
 
     action_space = Box(-1, 1, (2,), np.float32)
-    observation_space = Dict({name: Box(-2, 2, (2,)) for name in ("observation", "achieved_goal", "desired_goal")})
+    observation_space = Dict({name: Box(-9, 9, (2,)) for name in ("observation", "achieved_goal", "desired_goal")})
+
+    def __init__(self, rewards: str = ""):
+        self.rewards = rewards
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.point = np.zeros(2, np.float32)
-        self.goal = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        self.point, goal = np.zeros(2, np.float32), self.np_random.uniform(-1, 1, 2)
+        self.goal = np.float32(goal * 3 / np.linalg.norm(goal))
         return self.observe(), {}
 
     def step(self, action):
-        self.point = np.clip(self.point + 0.2 * np.clip(action, -1, 1), -1, 1).astype(np.float32)
+        self.point = np.clip(self.point + 0.5 * np.clip(action, -1, 1), -9, 9).astype(np.float32)
         reward = float(self.compute_reward(self.point, self.goal, {}))
-        return self.observe(), reward, False, False, {"is_success": float(reward == 0)}
+        return self.observe(), reward, False, False, {"is_success": float(reward >= 0)}
 
     def observe(self):
         return {"observation": self.point.copy(), "achieved_goal": self.point.copy(), "desired_goal": self.goal.copy()}
 
     def compute_reward(self, achieved_goal, desired_goal, info):
-        return -(np.linalg.norm(achieved_goal - desired_goal, axis=-1) > 0.15).astype(np.float32)
+        distance = np.linalg.norm(achieved_goal - desired_goal, axis=None if self.rewards == "single" else -1)
+        return -distance if self.rewards == "dense" else -np.float32(distance > 0.25)
 
 
-gym.register("PointGoal-v0", PointGoal, max_episode_steps=15)
+gym.register("FarGoal-v0", FarGoal, max_episode_steps=15)
+gym.register("DenseGoal-v0", FarGoal, max_episode_steps=15, kwargs={"rewards": "dense"})
+gym.register("SingleGoal-v0", FarGoal, max_episode_steps=15, kwargs={"rewards": "single"})
 
 
 class Trace(gym.Env):

@@ -1,7 +1,5 @@
 """A2C's loss, networks, optimisers and single step; see test_on_policy.py too."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
@@ -42,11 +40,7 @@ def test_only_shared_networks_have_hidden_layers_in_common(space, shared):
 
 
 def test_rmsprop_adds_epsilon_outside_the_square_root_and_adam_is_the_other_optimiser():
-    a, b, adam = (
-        agent(CONTINUOUS, learning_rate=1e-3),
-        agent(CONTINUOUS),
-        agent(CONTINUOUS, optimizer="adam", learning_rate=1e-3),
-    )
+    a, b, adam = (agent(CONTINUOUS, learning_rate=1e-3, optimizer=x) for x in ("rmsprop", "rmsprop", "adam"))
     for x, g, steps in ((a, 1e-4, 2), (adam, 1.0, 1)):
         for _ in range(steps):
             for p in x.parameters():

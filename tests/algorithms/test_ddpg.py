@@ -1,15 +1,11 @@
 """DDPG's target, losses, two networks and two noises against numbers worked by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from conftest import final_return
+from conftest import learn
 from ddpg import DDPG
-from off_policy import Value, agent, batch, fix, match
+from off_policy import TWO, Value, agent, batch, fix
 from torch import nn
-
-LILLICRAP = {"network": "lillicrap", "actor_learning_rate": 1e-4, "learning_rate": 1e-3, "critic_weight_decay": 1e-2}
 
 
 def test_target_and_losses_worked_by_hand():
@@ -20,27 +16,15 @@ def test_target_and_losses_worked_by_hand():
     y = a.target(torch.tensor([1.0, 1.0, -2.0]), torch.randn(3, 3), torch.tensor([0.0, 1.0, 0.0]))
     torch.testing.assert_close(y, torch.tensor([3.25, 1.0, 0.25]))
     # y = 3.25 and 1;  Q = 0.5 + 6, -1 + 2;  errors -3.25 and 0
-    actions, terminal = torch.tensor([[0.5, 3.0], [-1.0, 1.0]]), torch.tensor([0.0, 1.0])
-    loss, info = a.critic_loss(torch.zeros(2, 3), actions, torch.ones(2), torch.zeros(2, 3), terminal)
+    loss, info = a.critic_loss(*TWO)
     assert loss.item() == pytest.approx(3.25**2 / 2)
     assert (info["q"].item(), info["q_target"].item()) == pytest.approx((3.75, 2.125))
     assert a.actor_loss(torch.randn(4, 3))[0].item() == pytest.approx(-5.5)
 
 
-def test_actor_gradient_is_the_pathwise_derivative():
-    """grad L(mu) = - mean dQ/da dmu/dtheta, assembled from its two factors as the lectures write it."""
-    a, (s, *_) = agent("ddpg", learning_rate=0.0), batch()
-    mu = a.actor(s)
-    action = mu.detach().requires_grad_()
-    (dq_da,) = torch.autograd.grad(a.critic(s, action).sum(), action)
-    pathwise = torch.autograd.grad(mu, list(a.actor.parameters()), grad_outputs=-dq_da / len(s))
-    a.actor_step(s)
-    for p, g in zip(a.actor.parameters(), pathwise, strict=True):
-        torch.testing.assert_close(p.grad, g)
-
-
 def test_lillicraps_network_and_settings():
-    a = agent("ddpg", **LILLICRAP)
+    rates = {"actor_learning_rate": 1e-4, "learning_rate": 1e-3, "critic_weight_decay": 1e-2}
+    a = agent("ddpg", network="lillicrap", **rates)
     assert [tuple(p.shape) for p in a.actor.parameters() if p.dim() == 2] == [(400, 3), (300, 400), (2, 300)]
     assert [tuple(p.shape) for p in a.critic.parameters() if p.dim() == 2] == [(400, 3), (300, 402), (1, 300)]
     for last in (a.actor.net[-1], a.critic.net[-1]):
@@ -60,18 +44,12 @@ def test_weight_decay_is_l2_of_the_critic_only():
         torch.testing.assert_close(p.data, old - 1e-4 * old.sign(), atol=1e-6, rtol=0)
 
 
-def ou_actions(steps: int, **settings) -> torch.Tensor:
-    """Actions [steps, envs, act] of an actor fixed at the centre, with Ornstein-Uhlenbeck noise, less the centre."""
-    a = agent("ddpg", noise="ou", num_envs=1000, **settings)
-    a.actor.net = nn.Sequential(nn.Linear(3, 2))  # fast
-    fix(a.actor, 0.0, 0.0)
-    s = torch.zeros(1000, 3)
-    return torch.stack([a.explore(s) for _ in range(steps)]) - a.actor.centre
-
-
 def test_ou_noise_has_its_stationary_deviation_and_autocorrelation():
     """An AR(1) process with factor 1 - theta: std = sigma / sqrt(1 - (1 - theta)^2), correlation (1 - theta)^lag."""
-    x = ou_actions(150, ou_theta=0.15, exploration_noise=0.1)
+    a, s = agent("ddpg", noise="ou", num_envs=1000, ou_theta=0.15, exploration_noise=0.1), torch.zeros(1000, 3)
+    a.actor.net = nn.Sequential(nn.Linear(3, 2))  # fast
+    fix(a.actor, 0.0, 0.0)
+    x = torch.stack([a.explore(s) for _ in range(150)]) - a.actor.centre
     settled = x[50:]
     want = 0.1 / (1 - 0.85**2) ** 0.5
     torch.testing.assert_close(settled.std((0, 1)), torch.tensor([want, 2 * want]), rtol=0.03, atol=0)
@@ -83,12 +61,6 @@ def test_ou_noise_has_its_stationary_deviation_and_autocorrelation():
     torch.testing.assert_close(x[0].std(0), torch.tensor([0.1, 0.2]), rtol=0.1, atol=0)
     assert (settled[:, ::2] * settled[:, 1::2]).mean().abs() < 0.002
     assert (settled[..., 0] * settled[..., 1]).mean().abs() < 0.002
-
-
-@pytest.mark.parametrize(("theta", "sigma", "step", "std"), [(1.0, 0.1, 24, 0.1), (0.0, 0.01, 24, 0.05)])
-def test_ou_theta_1_is_normal_noise_and_0_a_random_walk(theta, sigma, step, std):
-    x = ou_actions(step + 1, ou_theta=theta, exploration_noise=sigma)
-    torch.testing.assert_close(x[step].std(0), torch.tensor([std, 2 * std]), rtol=0.1, atol=0)
 
 
 def test_ou_noise_restarts_where_an_episode_ended_and_there_only():
@@ -104,13 +76,7 @@ def test_ou_noise_of_a_run_restarts_at_every_episode_end(tmp_path, monkeypatch):
     """The chain's episodes are cut after 5 steps, and at the segment's end after 48 steps of each environment."""
     states, explore = [], DDPG.explore
     monkeypatch.setattr(DDPG, "explore", lambda self, s: (states.append(self.ou_state.clone()), explore(self, s))[1])
-    changes = {"num_envs": 4, "batch_size": 4, "total_timesteps": 240, "checkpoint_every": 192}
-    match("ddpg", tmp_path, env_id="tiny_envs:Chain-v0", noise="ou", **changes)
+    learn("ddpg", tmp_path, "Chain-v0", 240, noise="ou", num_envs=4, batch_size=4, checkpoint_every=192)
     assert [k for k, state in zip(range(25, 60), states, strict=True) if (state == 0).all()] == [
         25, 30, 35, 40, 45, 48, 53, 58,
     ]  # fmt: skip
-
-
-def test_lillicraps_variant_learns(tmp_path):
-    changes = {"network": "lillicrap", "critic_weight_decay": 1e-3, "actor_learning_rate": 3e-4}
-    assert final_return(match("ddpg", tmp_path, total_timesteps=704, **changes)) > -0.3

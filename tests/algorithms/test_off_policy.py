@@ -1,63 +1,19 @@
 """What the four off-policy algorithms must do alike: settings, gradients, targets, memory, behaviour, learning."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np
 import pytest
 import td3
 import torch
-from conftest import AGENTS, HAS_REPLAY, final_return, load, settings, train
-from off_policy import QUICK, agent, batch, chain_value, fix, match, same, snapshot, store_truncation
+from conftest import AGENTS, HAS_REPLAY, assert_gradients, learn, load, train
+from off_policy import agent, batch, fix, same, snapshot
 
 of_all = pytest.mark.parametrize("algorithm", HAS_REPLAY)
 without_goals = pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac"])
 with_noise = pytest.mark.parametrize("algorithm", ["ddpg", "td3", "her_ddpg"])
-EVERYWHERE = {"total_timesteps": 1_000_000, "num_envs": 8, "batch_size": 256, "buffer_size": 1_000_000}
-MUJOCO = EVERYWHERE | {"env_id": "HalfCheetah-v5", "gamma": 0.99, "tau": 0.005}
-DEFAULTS = {
-    "ddpg": MUJOCO | {
-        "learning_rate": 1e-3, "learning_starts": 25_000, "exploration_noise": 0.1, "actor_learning_rate": None,
-        "critic_weight_decay": 0.0, "network": "fujimoto", "noise": "normal", "ou_theta": 0.15,
-    },
-    "td3": MUJOCO | {
-        "learning_rate": 3e-4, "learning_starts": 25_000, "policy_delay": 2, "policy_noise": 0.2, "noise_clip": 0.5,
-        "exploration_noise": 0.1,
-    },
-    "sac": MUJOCO | {"learning_rate": 1e-3, "learning_starts": 10_000, "alpha": "0.2", "value_network": False},
-    "her_ddpg": EVERYWHERE | {
-        "env_id": "FetchPush-v4", "gamma": 0.98, "tau": 0.05, "learning_rate": 1e-3, "learning_starts": 1_000,
-        "episodes_per_cycle": 8, "updates_per_cycle": 40, "her": True, "goal_strategy": "future", "num_goals": 4,
-        "exploration_noise": 0.2, "random_eps": 0.3, "action_l2": 1.0, "clip_target": True,
-    },
-}  # fmt: skip
-HIDDEN = {"her_ddpg": [256, 256, 256]}
-
-
-@of_all
-def test_defaults(algorithm):
-    """Every setting of the algorithm, and that the networks and optimisers are made with it."""
-    args, shared = vars(load(algorithm).Args()), vars(td3.Args()).keys() & vars(load("ppo").Args()).keys()
-    machinery = shared - {"env_id", "total_timesteps", "num_envs", "learning_rate", "gamma"} | {"seed"}
-    assert {name: x for name, x in args.items() if name not in machinery} == DEFAULTS[algorithm]
-    a = agent(algorithm, **DEFAULTS[algorithm])
-    critic = a.critic if hasattr(a, "critic") else a.critics[0]
-    for net in (a.actor.net, critic.net):
-        assert [layer.out_features for layer in net[:-1:2]] == HIDDEN.get(algorithm, [256, 256])
-    for optimizer in (a.actor_optimizer, a.critic_optimizer):
-        assert optimizer.param_groups[0]["lr"] == DEFAULTS[algorithm]["learning_rate"]
-
 
 # ---- gradients and targets -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def double():
-    """float64 everywhere, so that finite differences are exact enough."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +25,7 @@ def double():
     ],
 )
 def test_gradients_against_finite_differences(double, algorithm, which, changes):
-    """For each parameter along a random direction; the networks of other optimisers get no gradient at all."""
+    """The networks of other optimisers get no gradient at all."""
     a, (s, *others) = agent(algorithm, learning_rate=0.0, **changes), batch(dtype=torch.float64)
     loss, step, optimizer = (getattr(a, f"{which}_{part}") for part in ("loss", "step", "optimizer"))
     noise = [torch.randn(8, 2)]
@@ -81,14 +37,7 @@ def test_gradients_against_finite_differences(double, algorithm, which, changes)
     norm = torch.stack([p.grad.norm() for p in parameters]).norm()
     assert info[f"{which}_grad_norm"].item() == pytest.approx(norm.item()) and norm > 1e-4
     assert all(p.grad is None for p in a.parameters() if not any(p is q for q in parameters))
-    for p in parameters:
-        direction, values = torch.randn_like(p), []
-        for move in (1e-6, -2e-6):
-            p.data += move * direction
-            values.append(loss(*arguments)[0].item())
-        p.data += 1e-6 * direction
-        slope = (values[0] - values[1]) / 2e-6
-        assert (p.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4, abs=1e-7)
+    assert_gradients({p: p.grad for p in parameters}, lambda: loss(*arguments)[0].item())
 
 
 @pytest.mark.parametrize(
@@ -201,41 +150,7 @@ def test_uniform_actions(algorithm):
 @without_goals
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_one_update_per_environment_step_whatever_num_envs(algorithm, num_envs, tmp_path):
-    folder = match(algorithm, tmp_path, num_envs=num_envs, total_timesteps=240, batch_size=4)
+    folder = learn(algorithm, tmp_path, "Match-v0", 240, num_envs=num_envs, batch_size=4)
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["critic_optimizer"]["state"][0]["step"] == 240 - 100
     assert checkpoint["actor_optimizer"]["state"][0]["step"] == (240 - 100) / (2 if algorithm == "td3" else 1)
-
-
-# ---- learning --------------------------------------------------------------------------------------------------------
-
-
-@without_goals
-def test_endless_chain_is_worth_one_over_one_minus_gamma(algorithm, tmp_path, monkeypatch):
-    """And it is not with truncation stored as termination."""
-    changes = {"alpha": "0"} if algorithm == "sac" else {}
-    assert chain_value(algorithm, tmp_path / "right", **changes) == pytest.approx(5, abs=0.5)
-    store_truncation(monkeypatch, algorithm)
-    assert chain_value(algorithm, tmp_path / "wrong", **changes) < 4
-
-
-@without_goals
-def test_learns_asymmetric_actions_and_not_with_an_actor_of_the_wrong_sign(algorithm, tmp_path, monkeypatch):
-    assert final_return(match(algorithm, tmp_path / "right")) > -0.2
-    agent_class = getattr(load(algorithm), AGENTS[algorithm])
-    loss = agent_class.actor_loss
-
-    def actor_loss(self, *arguments):
-        value, info = loss(self, *arguments)
-        return -value, info
-
-    monkeypatch.setattr(agent_class, "actor_loss", actor_loss)
-    assert final_return(match(algorithm, tmp_path / "wrong", total_timesteps=304)) < -1
-
-
-@of_all
-def test_settings_that_contradict_each_other(algorithm):
-    for changes, flag in (({"buffer_size": 15}, "buffer-size 15"), ({"learning_starts": 256}, "learning-starts 256")):
-        with pytest.raises(load(algorithm).UserError, match=flag):
-            settings(algorithm, **changes).check()
-    settings(algorithm, **QUICK, buffer_size=64, total_timesteps=101).check()

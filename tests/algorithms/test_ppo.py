@@ -1,7 +1,5 @@
 """PPO's clipped loss and its epochs of minibatches; see test_on_policy.py too."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,14 +1,12 @@
 """REINFORCE's estimates of the policy gradient against exact ones, its episodes; see test_on_policy.py too."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
 import torch
 from conftest import ACTIONS, OBSERVATIONS, by_space, make_agent
 from gymnasium.spaces import Discrete
-from reinforce import REINFORCE, Args, UserError, VectorEnvs, collect, rewards_to_go
+from reinforce import REINFORCE, VectorEnvs, collect, rewards_to_go
 from torch import Tensor, nn
 
 by_estimator = pytest.mark.parametrize("estimator", ["total-return", "reward-to-go"])
@@ -25,13 +23,6 @@ def episodes(a: REINFORCE, *lengths: int) -> list[Tensor]:
     s, actions = torch.randn(t, n, 3), a.explore(torch.randn(t * n, 3)).unflatten(0, (t, n))
     running = (torch.arange(t).unsqueeze(1) < torch.tensor(lengths)).to(s)
     return [s, actions, torch.randn(t, n), running, torch.randn(n, 3), torch.arange(n).to(s) % 2]
-
-
-def test_contradictions_are_refused():
-    Args(num_envs=1).check()
-    for changes, words in (({"num_envs": 1, "baseline": "mean"}, "mean"), ({"gamma": 1.0}, "--no-bootstrap")):
-        with pytest.raises(UserError, match=words):
-            Args(**changes).check()
 
 
 # Three states, two actions, at most three steps. NEXT[s][a]: equally likely successors, 3 ends the episode.

@@ -1,7 +1,5 @@
 """TRPO's Fisher matrix, conjugate gradient and line search against explicit ones; see test_on_policy.py too."""
 
-from __future__ import annotations
-
 import copy
 import math
 from functools import partial
