@@ -31,7 +31,7 @@ def test_endless_chain_is_worth_one_over_one_minus_gamma(algorithm, steps, chang
         agent = make_agent(algorithm, EndlessChain.observation_space, EndlessChain().action_space)
         agent.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["agent"])
         learned = agent.critic(agent.normalise(torch.ones(1, 1))).item()
-    assert learned == pytest.approx(value, abs=0.5)
+    assert learned == pytest.approx(value, abs=0.5 if algorithm in HAS_REPLAY else 0.3)
 
 
 LEARN = [  # algorithm, steps, settings of what learns Match, where the best constant action gets -0.8; return to exceed
