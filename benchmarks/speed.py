@@ -32,6 +32,7 @@ import gymnasium as gym
 import pandas as pd
 import torch
 import tyro
+from gymnasium.envs.mujoco import MujocoEnv
 from records import InputError, write_atomically
 from run import fail, hardware, require_at_least, require_known
 from suites import ROOT
@@ -40,11 +41,7 @@ ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")
 OFF_POLICY = ("ddpg", "td3", "sac")
 LEARNING_STARTS = 304  # off-policy: steps with random actions, inside the warm-up
 WARM_UP = {**dict.fromkeys(ON_POLICY, 24_576), **dict.fromkeys(OFF_POLICY, 1_000), "her_ddpg": 4_000}  # not counted
-GUESS = {  # steps/s that set the length of a measurement: ours, theirs
-    "reinforce": (9000, 6000), "a2c": (11000, 6000), "trpo": (8000, 5000), "ppo": (6500, 2500),
-    "ddpg": (230, 140), "td3": (210, 130), "sac": (150, 85), "her_ddpg": (600, 320),
-}  # fmt: skip
-SIDES = ("ours", "sb3", "sb3 with 1 env")
+PEERS = {"sb3": None, "sb3 with 1 env": 1}  # side -> number of environments, None: as many as ours
 COLUMNS = ["algorithm", "env_id", "matmul_precision", "side", "repeat", "steps_per_second"]
 READING = """
 - Compilation, the first rollouts or updates, evaluation and checkpoints are not counted.
@@ -101,10 +98,12 @@ def clock(spent: Counter, owner: Any, name: str, part: str) -> None:
     setattr(owner, name, timed)
 
 
-def ours(algorithm: str, steps: int, device: str, precision: str) -> tuple[float, dict[str, float]]:
-    """Steps/s of our script over `steps` steps after the warm-up, and the microseconds of a vector step, by part."""
-    from gymnasium.envs.mujoco import MujocoEnv
+class TimeIsUp(Exception):
+    """Ends a measurement."""
 
+
+def ours(algorithm: str, args: Args) -> tuple[float, dict[str, float]]:
+    """Steps/s of our script after the warm-up, and the microseconds of a vector step, by part."""
     module, spent, marks = script(algorithm), Counter(), []
     agent = getattr(module, algorithm.upper())
     if algorithm == "her_ddpg":
@@ -118,52 +117,49 @@ def ours(algorithm: str, steps: int, device: str, precision: str) -> tuple[float
     report = module.Run.report
 
     def marked(run: Any, info: dict[str, Any]) -> None:
-        if run.envs.steps >= WARM_UP[algorithm]:  # before the report, whose last one evaluates
-            marks.append((run.envs.steps, time.perf_counter(), spent.copy()))
+        now = time.perf_counter()
+        if run.envs.steps >= WARM_UP[algorithm]:
+            marks.append((run.envs.steps, now, spent.copy()))
+        if marks and now - marks[0][1] >= args.seconds:
+            raise TimeIsUp
         report(run, info)
 
     module.Run.report = marked
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        args = module.Args(
-            env_id=task(algorithm), device=device, matmul_precision=precision, run_dir=f"{folder}/run",
-            eval_every=10**9, eval_episodes=1, checkpoint_every=10**9,
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None), contextlib.suppress(TimeIsUp):
+        settings = module.Args(
+            env_id=task(algorithm), device=args.device, matmul_precision=args.matmul_precision, run_dir=f"{folder}/run",
+            total_timesteps=10**9, eval_every=10**9, eval_episodes=1, checkpoint_every=10**9,
         )  # fmt: skip
         if algorithm in OFF_POLICY:
-            args.learning_starts = LEARNING_STARTS
-        rollout = args.num_envs * getattr(args, "num_steps", 1)  # whole ones: a shorter last one would be compiled
-        args.total_timesteps = -(-(WARM_UP[algorithm] + steps) // rollout) * rollout
-        module.train(args)
+            settings.learning_starts = LEARNING_STARTS
+        module.train(settings)
     (first, t0, before), (last, t1, after) = marks[0], marks[-1]
     parts = {part: after[part] - before[part] for part in ("physics", "gymnasium", "VectorEnvs", "explore", "update")}
     parts["rest"] = t1 - t0 - parts["VectorEnvs"] - parts["explore"] - parts["update"]
     parts["VectorEnvs"] -= parts["gymnasium"]  # each without the one inside it
     parts["gymnasium"] -= parts["physics"]
-    vector_steps = (last - first) / args.num_envs
+    vector_steps = (last - first) / module.Args().num_envs
     return (last - first) / (t1 - t0), {part: seconds / vector_steps * 1e6 for part, seconds in parts.items()}
 
 
 def peer_settings(algorithm: str, num_envs: int) -> tuple[str, dict[str, Any]]:
     """The peer of an algorithm and our script's settings for it, as in peers.SETTINGS; see READING."""
     peer = {"reinforce": "a2c", "her_ddpg": "ddpg"}.get(algorithm, algorithm)
-    args, settings = script("a2c" if algorithm == "reinforce" else algorithm).Args(), {"num_envs": num_envs}
+    args = script(peer if algorithm in ON_POLICY else algorithm).Args()
     if algorithm in ON_POLICY:
         batch = args.num_envs * args.num_steps
-        settings |= {"normalize": True, "n_steps": batch // num_envs}
-        if algorithm == "ppo":
+        settings = {"normalize": True, "n_steps": batch // num_envs}
+        if peer == "ppo":
             settings |= {"batch_size": batch // args.num_minibatches, "n_epochs": args.update_epochs}
-        if algorithm == "trpo":
-            settings |= {"batch_size": batch // args.num_minibatches, "n_critic_updates": args.update_epochs,
-                         "cg_max_steps": args.cg_max_steps}  # fmt: skip
-        return peer, settings
-    settings |= {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
-    if algorithm == "sac":
-        settings["ent_coef"] = float(args.alpha)
-    else:
-        settings["noise"] = args.exploration_noise
+        if peer == "trpo":
+            settings |= {"batch_size": batch // args.num_minibatches, "n_critic_updates": args.update_epochs}
+            settings |= {"cg_max_steps": args.cg_max_steps}
+        return peer, settings | {"num_envs": num_envs}
+    settings = {"num_envs": num_envs, "learning_rate": args.learning_rate, "batch_size": args.batch_size}
+    settings |= {"ent_coef": float(args.alpha)} if peer == "sac" else {"noise": args.exploration_noise}
     if algorithm != "her_ddpg":
-        wide = {"net_arch": [256, 256]}
-        rhythm = {"train_freq": 1, "gradient_steps": num_envs}
-        return peer, settings | rhythm | {"learning_starts": LEARNING_STARTS, "policy_kwargs": wide}
+        settings |= {"train_freq": 1, "gradient_steps": num_envs, "learning_starts": LEARNING_STARTS}
+        return peer, settings | {"policy_kwargs": {"net_arch": [256, 256]}}
     from stable_baselines3 import HerReplayBuffer
 
     cycle = args.episodes_per_cycle * gym.spec(task(algorithm)).max_episode_steps
@@ -175,27 +171,29 @@ def peer_settings(algorithm: str, num_envs: int) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def sb3(algorithm: str, steps: int, device: str, side: str) -> float:
-    """Steps/s of Stable-Baselines3 over `steps` steps after the warm-up, with our settings."""
+def sb3(algorithm: str, args: Args, num_envs: int | None) -> float:
+    """Steps/s of Stable-Baselines3 after the warm-up, with our settings; num_envs None: as many as ours."""
     from peers import build
     from stable_baselines3.common.callbacks import BaseCallback
 
     start, marks = min(WARM_UP[algorithm], 6_144), []
 
     class Clock(BaseCallback):
-        """Notes the time at every step after the warm-up."""
+        """Notes the time between rollouts (off-policy: between steps), and ends the training."""
+
+        def _on_rollout_start(self) -> None:
+            if self.model.num_timesteps >= start:
+                marks.append((self.model.num_timesteps, time.perf_counter()))
 
         def _on_step(self) -> bool:
-            if self.num_timesteps >= start:
-                marks.append((self.num_timesteps, time.perf_counter()))
-            return True
+            return not marks or marks[-1][1] - marks[0][1] < args.seconds
 
     torch.set_num_threads(1)
     module = script(algorithm)
     module.make_env(task(algorithm)).close()  # registers the Fetch tasks
-    name, settings = peer_settings(algorithm, 1 if side == SIDES[2] else module.Args().num_envs)
-    model = build(f"sb3-{name}", lambda: gym.make(task(algorithm)), settings, device)
-    model.learn(start + steps, callback=Clock())
+    name, settings = peer_settings(algorithm, num_envs or module.Args().num_envs)
+    model = build(f"sb3-{name}", lambda: gym.make(task(algorithm)), settings, args.device)
+    model.learn(10**9, callback=Clock())
     (first, t0), (last, t1) = marks[0], marks[-1]
     return (last - first) / (t1 - t0)
 
@@ -218,28 +216,25 @@ def fresh(function: Callable, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def compare(algorithm: str, args: Args, sides: tuple[str, ...]) -> tuple[dict[str, list[float]], pd.Series]:
-    """Measure the sides in alternation: steps/s by side, one per repeat, and our microseconds by part, medians."""
-    rates, parts = {side: [] for side in sides}, []
+def compare(algorithm: str, args: Args, peers: dict[str, int | None]) -> tuple[dict[str, list[float]], pd.Series]:
+    """Measure ourselves and the peers in alternation: steps/s by side, one per repeat, and our median parts."""
+    rates, parts = {side: [] for side in ("ours", *peers)}, []
     for _ in range(args.repeats):
-        for side in sides:
-            steps = int(args.seconds * GUESS[algorithm][side != "ours"])
-            if side == "ours":
-                rate, split = fresh(ours, algorithm, steps, args.device, args.matmul_precision)
-                parts.append(split)
-            else:
-                rate = fresh(sb3, algorithm, steps, args.device, side)
-            rates[side].append(rate)
+        rate, split = fresh(ours, algorithm, args)
+        rates["ours"].append(rate)
+        parts.append(split)
+        for side, num_envs in peers.items():
+            rates[side].append(fresh(sb3, algorithm, args, num_envs))
     return rates, pd.DataFrame(parts).median()
 
 
 def cells(rates: dict[str, list[float]]) -> list[str]:
     """Medians of the ratios of neighbouring measurements, and medians, one after the other for the table."""
     made = []
-    for side in SIDES[1:]:
+    for side in PEERS:
         ratios = [a / b for a, b in zip(rates["ours"], rates.get(side, []), strict=False)]
         made.append(f"**{median(ratios):.2f}**" if ratios else "-")
-    for side in SIDES:
+    for side in ("ours", *PEERS):
         listed = ", ".join(f"{rate:.0f}" for rate in rates.get(side, []))
         made.append(f"{median(rates[side]):.0f} ({listed})" if listed else "-")
     return made
@@ -263,7 +258,7 @@ def draw(measured: pd.DataFrame, picture: str) -> None:
 
 def main(args: Args) -> None:
     """Measure in alternation, print as it goes, and write the files at the end. Raises InputError."""
-    require_known("algorithms", args.algorithms, GUESS)
+    require_known("algorithms", args.algorithms, WARM_UP)
     require_at_least(args, repeats=1, seconds=0.1)
     if args.output and not os.access(Path(args.output).parent, os.W_OK):
         raise InputError(f"--output {args.output} cannot be written: choose another")
@@ -279,10 +274,10 @@ def main(args: Args) -> None:
     def say_row(*columns: Any) -> None:
         say(f"| {' | '.join(map(str, columns))} |")
 
-    sides, packages = SIDES, ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
+    peers, packages = PEERS, ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
     if importlib.util.find_spec("sb3_contrib") is None:
         print("no peers: Stable-Baselines3 is missing (pip install -r requirements-extra.txt)", file=sys.stderr)
-        sides, packages = SIDES[:1], packages[:3]
+        peers, packages = {}, packages[:3]
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     say("# Speed\n")
@@ -294,9 +289,9 @@ def main(args: Args) -> None:
     say_row(*["---"] * 7)
     measured, split = [], {}
     for algorithm in args.algorithms:
-        rates, split[algorithm] = compare(algorithm, args, sides)
+        rates, split[algorithm] = compare(algorithm, args, peers)
         say_row(algorithm, task(algorithm), *cells(rates))
-        for side in sides:
+        for side in rates:
             about = algorithm, task(algorithm), args.matmul_precision, side
             measured += [(*about, repeat, rate) for repeat, rate in enumerate(rates[side])]
     say(READING)

@@ -23,21 +23,21 @@ def test_sides_alternate_and_ratios_are_of_neighbouring_measurements(monkeypatch
     rates = {"ours": [200.0, 400.0, 300.0], "sb3": [400.0, 100.0, 300.0], "sb3 with 1 env": [100.0, 100.0, 50.0]}
     left, measured = {side: iter(x) for side, x in rates.items()}, []
 
-    def measure(function, algorithm, steps, device, setting):
-        measured.append((function.__name__, steps, setting))
-        return (next(left["ours"]), {"physics": len(measured)}) if function == speed.ours else next(left[setting])
+    def measure(function, algorithm, args, *num_envs):
+        measured.append({(): "ours", (None,): "sb3", (1,): "sb3 with 1 env"}[num_envs])
+        rate = next(left[measured[-1]])
+        return rate if num_envs else (rate, {"physics": len(measured)})
 
     monkeypatch.setattr(speed, "fresh", measure)
-    monkeypatch.setattr(speed, "GUESS", {"td3": (150, 100)})
-    found, parts = speed.compare("td3", speed.Args(repeats=3, seconds=2, matmul_precision="medium"), speed.SIDES)
-    assert measured == [("ours", 300, "medium"), ("sb3", 200, "sb3"), ("sb3", 200, "sb3 with 1 env")] * 3
+    found, parts = speed.compare("td3", speed.Args(repeats=3), speed.PEERS)
+    assert measured == [*rates] * 3
     assert found == rates and parts.to_dict() == {"physics": 4}, "the median of 1, 4, 7"
     texts = ["300 (200, 400, 300)", "300 (400, 100, 300)", "100 (100, 100, 50)"]
     assert speed.cells(rates) == ["**1.00**", "**4.00**", *texts], "the medians of 1/2, 4, 1 and of 2, 4, 6"
     assert speed.cells({"ours": [7.0]}) == ["-", "-", "7 (7)", "-", "-"]
 
 
-@pytest.mark.parametrize("algorithm", speed.GUESS)
+@pytest.mark.parametrize("algorithm", speed.WARM_UP)
 def test_peers_take_our_settings(algorithm):
     pytest.importorskip("sb3_contrib", reason="not installed: pip install -r requirements-extra.txt")
     from peers import build
