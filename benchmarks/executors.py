@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import platform
 import signal
@@ -56,12 +55,10 @@ def hardware() -> str:
 class Local:
     """Runs as processes of this machine; `slots` is how many at a time, unless the user says."""
 
-    pause_note = "the runs are stopped where they are"
-
     def __init__(self) -> None:
         self.slots = os.cpu_count() or 1
         self.processes: set[subprocess.Popen] = set()
-        self.lock = threading.Lock()  # a process is either started before a stop or a pause, or not at all
+        self.change = threading.Condition()  # a process is either started before a stop or a pause, or not at all
         self.stopped, self.paused_at, self.pauses = False, None, 0.0
 
     def clock(self) -> float:
@@ -70,32 +67,33 @@ class Local:
 
     def run(self, job: Any) -> tuple[int | None, str]:
         """Make the run, in the calling thread; returns (exit code or None if it was stopped, hardware)."""
-        with self.lock:
+        with self.change:
+            self.change.wait_for(lambda: self.stopped or not self.paused_at)
             if self.stopped:
-                return None, ""
+                return None, hardware()
             process = launch(job.command()[1:], job.folder / "harness")
             self.processes.add(process)
-            if self.paused_at:
-                process.send_signal(signal.SIGSTOP)
         code = process.wait()
-        with self.lock:
+        with self.change:
             self.processes.remove(process)
             return None if self.stopped else code, hardware()
 
     def pause(self, wanted: bool) -> None:
         """Stop the processes where they are, or let them go on."""
-        with self.lock:
+        with self.change:
             for process in self.processes:
                 process.send_signal(signal.SIGSTOP if wanted else signal.SIGCONT)
             self.pauses += 0 if wanted else time.monotonic() - self.paused_at
             self.paused_at = time.monotonic() if wanted else None
+            self.change.notify_all()
 
     def stop(self) -> None:
         """End all runs, at once: their last checkpoint is what they go on from."""
-        with self.lock:
+        with self.change:
             self.stopped = True
             for process in self.processes:
                 process.kill()
+            self.change.notify_all()
 
 
 class Ray(Local):
@@ -106,26 +104,26 @@ class Ray(Local):
     InputError without Ray, without the cluster, or if a run needs more than the cluster has.
     """
 
-    pause_note = "no further runs begin; those on the cluster go on"
-    clock = staticmethod(time.monotonic)
+    clock = staticmethod(time.monotonic)  # a pause does not reach the runs on the cluster
 
     def __init__(self, address: str | None, cpus: float, gpus: float, attempts: int, scripts: list[Path]) -> None:
         super().__init__()
-        if importlib.util.find_spec("ray") is None:
-            raise InputError("--executor ray needs Ray: pip install -r requirements-extra.txt")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError("--executor ray needs Ray: pip install -r requirements-extra.txt") from error
         try:
             ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"--address {address}: {' '.join(str(error).split())}") from error
-        there, slots = ray.cluster_resources(), []
-        for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-            if wanted > (amount := there.get(name, 0)):
-                raise InputError(f"--{name.lower()}s {wanted:g}: the cluster has {amount:g}; ask for less, or add some")
-            slots += [int(amount / wanted + 1e-9)] if wanted else []
-        self.ray, self.attempts, self.slots = ray, attempts, min(slots)
+        there, wanted = ray.cluster_resources(), {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        for name, amount in wanted.items():
+            if amount > there.get(name, 0):
+                text = f"--{name.lower()}s {amount:g}: the cluster has {there.get(name, 0):g}"
+                raise InputError(f"{text}; ask for less, or add some")
+        self.slots = min(int(there[name] / amount + 1e-9) for name, amount in wanted.items())
+        self.ray, self.attempts = ray, attempts
         code = {place(path): path.read_bytes() for path in {*ROOT.glob("algorithms/*.py"), *scripts}}
         self.code = ray.put(code | {path.name: path.read_bytes() for path in Path.cwd().glob("*.py")})
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the cluster has no such module
@@ -133,9 +131,10 @@ class Ray(Local):
         self.task = task(train_on_cluster)
 
     def run(self, job: Any) -> tuple[int | None, str]:
+        with self.change:
+            self.change.wait_for(lambda: self.stopped or not self.paused_at)
         for attempt in range(self.attempts):
-            files = files_of(job.folder)
-            task = self.task.remote(self.code, place(job.experiment.script), job.words(), files)
+            task = self.task.remote(self.code, place(job.experiment.script), job.words(), files_of(job.folder, {}))
             try:
                 while not self.stopped:
                     if self.ray.wait([task], timeout=1)[0]:
@@ -144,7 +143,7 @@ class Ray(Local):
                             return result
                         write_files(job.folder, result)
                 self.ray.cancel(task)
-                return None, ""
+                return None, "unknown"
             except self.ray.exceptions.RayTaskError as error:  # a fault that another machine would have, too
                 problem = str(error)
                 break
@@ -152,7 +151,7 @@ class Ray(Local):
                 problem = f"lost {attempt + 1} machines, the last by {type(error).__name__}: {error}"
                 tqdm.write(f"{job}: its machine was lost ({type(error).__name__}); another goes on")
         (job.folder / "harness" / "stderr.log").write_text(problem)
-        return 1, ""
+        return 1, "unknown"
 
 
 def place(script: Path) -> str:
@@ -165,40 +164,39 @@ def train_on_cluster(
 ) -> Iterator[dict[str, bytes] | tuple[int, str]]:
     """Task of the cluster: go on with the run of `files` (path in the run folder -> content), or begin one.
 
-    Yields the logs every five seconds, all files when there is a new checkpoint and at the end; at last the exit code
-    and the hardware.
+    Yields the files that have changed, every five seconds and at the end; at last the exit code and the hardware.
     """
     with tempfile.TemporaryDirectory(prefix="gradus-run-") as home:
-        folder, sent = Path(home, "run"), None
+        folder, sent, running = Path(home, "run"), {}, True
         write_files(Path(home), code)
         write_files(folder, files)
         where = "--resume" if (folder / "config.json").exists() else "--run-dir"
         process = launch([script, *words, where, "run"], folder / "harness", home)
         try:
-            while process.poll() is None:
+            while running:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(5)
-                saved = (folder / "checkpoint.pt").exists() and (folder / "checkpoint.pt").stat().st_mtime_ns
-                yield files_of(folder, logs_only=saved == sent)
-                sent = saved
-            yield files_of(folder)
+                running = process.poll() is None
+                yield files_of(folder, sent)
             yield process.returncode, hardware()
         finally:
             process.kill()
             process.wait()
 
 
-def files_of(folder: Path, logs_only: bool = False) -> dict[str, bytes]:
-    """Content of a run folder's files (path -> content); with `logs_only` of csv and json files.
+def files_of(folder: Path, sent: dict[Path, tuple[int, int]]) -> dict[str, bytes]:
+    """Content of a run folder's files (path -> content) that have changed since they were noted in `sent`, notes them.
 
     The checkpoint is read first: the logs, which only grow, must not be shorter than it says.
     """
-    paths = [path for path in folder.rglob("*") if path.suffix in (".csv", ".json") or not logs_only]
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(paths, key=lambda path: path.name != "checkpoint.pt")
-        if path.suffix != ".tmp" and path.name not in (".lock", "status.json") and path.is_file()
-    }
+    files = {}
+    for path in sorted(folder.rglob("*"), key=lambda path: path.name != "checkpoint.pt"):
+        if path.suffix == ".tmp" or path.name in (".lock", "status.json") or not path.is_file():
+            continue
+        state = path.stat().st_mtime_ns, path.stat().st_size
+        if sent.get(path) != state:
+            files[str(path.relative_to(folder))], sent[path] = path.read_bytes(), state
+    return files
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

@@ -4,9 +4,10 @@
     python benchmarks/run.py --suite peers
 
 Same environments, same evaluation (deterministic policy, the same start seeds, observation statistics as they are after
-so many steps and not changed by it) and the same run folder, but for policy.pt. The settings are those of RL Baselines3
-Zoo for the task's earlier version (SETTINGS); whatever it does not name is the library's default. A resumed run begins
-new episodes, as ours do, but is not byte for byte the uninterrupted one. Needs `pip install -r requirements-extra.txt`.
+so many steps and not changed by it) and the same run folder, whose policy.pt holds the parameters of the library's
+policy. The settings are those of RL Baselines3 Zoo for the task's earlier version (SETTINGS); whatever it does not name
+is the library's default. A resumed run begins new episodes, as ours do, but is not byte for byte the uninterrupted one.
+Needs `pip install -r requirements-extra.txt`.
 """
 
 from __future__ import annotations
@@ -18,28 +19,27 @@ import json
 import os
 import pickle
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
 
+import gymnasium as gym
 import numpy as np
-import pandas as pd
 import torch
 import tyro
-from filelock import FileLock
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "algorithms"))
-from ppo import (  # noqa: E402, I001
-    RunFailed, UserError, VectorEnvs, evaluate, make_env, new_folder, read, refuse_changes, seeds, summary,
-    write_atomically,
-)  # fmt: skip
+from ppo import Range, Run, RunFailed, UserError, make_env, prepare, read, seeds, write_atomically  # noqa: E402
 
 try:
     import sb3_contrib
     import stable_baselines3
+    from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.noise import NormalActionNoise
@@ -96,7 +96,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
                     "gae_lambda": 0.98},
     },
 }  # fmt: skip
-"""Keyword arguments of the library's classes; normalize: VecNormalize of observations and rewards; noise: of actions.
+"""Keyword arguments of the library's classes; num_envs; normalize: VecNormalize of observations and rewards; noise: of
+actions.
 
 Source: DLR-RM/rl-baselines3-zoo, commit 22e3ff2, hyperparams/{a2c,ddpg,ppo,sac,td3,trpo}.yml, sections "Mujoco Envs"
 and "10 mujoco envs"; where they are given for v3 or v4 of a task they are taken for v5."""
@@ -110,26 +111,33 @@ class Args:
     """Which algorithm of Stable-Baselines3 (TRPO: of sb3-contrib)."""
     env_id: str = "HalfCheetah-v5"
     """Gymnasium environment; `my_module:MyEnv-v0` imports my_module (looked up in the current folder too) first."""
-    seed: int = 1
+    seed: Annotated[int, Range(0)] = 1
     """Seed of everything random (>= 0)."""
-    total_timesteps: int = 1_000_000
+    total_timesteps: Annotated[int, Range(1)] = 1_000_000
     """Environment steps of the whole run (>= 1); the library finishes the rollout in which they fall."""
     device: str = "auto"
     """Where the networks live: auto (cuda where there is one), cpu or cuda."""
-    threads: int = 1
+    threads: Annotated[int, Range(1)] = 1
     """CPU threads of PyTorch (>= 1)."""
     run_dir: str | None = None
     """Run folder; default runs/ENV_ID/ALGORITHM/SEED-CHANGES-TIME. An existing run is never overwritten."""
-    eval_every: int = 20_000
+    eval_every: Annotated[int, Range(1)] = 20_000
     """Environment steps between evaluations (>= 1); the first is at step 0, the last at the end."""
-    eval_episodes: int = 10
+    eval_episodes: Annotated[int, Range(1)] = 10
     """Episodes of an evaluation (>= 1)."""
-    checkpoint_every: int = 100_000
+    checkpoint_every: Annotated[int, Range(1)] = 100_000
     """Environment steps between checkpoints (>= 1)."""
-    log_every: int = 1_000
+    log_every: Annotated[int, Range(1)] = 1_000
     """Environment steps between rows of metrics.csv (>= 1)."""
     resume: str | None = None
-    """Run folder to continue with its own settings; only device, threads and total-timesteps may change."""
+    """Run folder to continue with its own settings; only total-timesteps, device, threads, checkpoint-every and
+    log-every may change."""
+
+    # what else our `Run` and `prepare` ask for: not settings of a peer
+    num_envs, compile, matmul_precision, track, capture_video, render = 1, False, "highest", False, False, False
+
+    def check(self) -> None:
+        """Nothing but the ranges is to be checked."""
 
 
 def settings_for(algorithm: str, env_id: str) -> dict[str, Any]:
@@ -138,133 +146,107 @@ def settings_for(algorithm: str, env_id: str) -> dict[str, Any]:
     return table["all"] | table.get(task, {})
 
 
-class Peer:
-    """A model of Stable-Baselines3 with the interface that our `evaluate` asks of an agent."""
+def build(algorithm: str, make: Callable[[], gym.Env], settings: dict[str, Any], device: str) -> BaseAlgorithm:
+    """A new model of the library on environments that `make` returns, with settings as in SETTINGS."""
+    chosen, name = copy.deepcopy(settings), algorithm.removeprefix("sb3-").upper()
+    envs = DummyVecEnv([lambda: Monitor(make())] * chosen.pop("num_envs", 1))
+    if chosen.pop("normalize", False):
+        envs = VecNormalize(envs, gamma=chosen.get("gamma", 0.99))  # 0.99: the library's default
+    if noise := chosen.pop("noise", None):
+        size = envs.action_space.shape
+        chosen["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, noise))
+    model = getattr(sb3_contrib if name == "TRPO" else stable_baselines3, name)
+    return model(chosen.pop("policy", "MlpPolicy"), envs, device=device, **chosen)
 
-    def __init__(self, args: Args, saved: dict[str, Any] | None = None):
-        """Build the model for `args`, as it was when `saved` (see `state`) was made, if given."""
-        chosen = copy.deepcopy(settings_for(args.algorithm, args.env_id))
-        name = args.algorithm.removeprefix("sb3-").upper()
-        model = getattr(sb3_contrib if name == "TRPO" else stable_baselines3, name)
-        envs = DummyVecEnv([lambda: Monitor(make_env(args.env_id))] * chosen.pop("num_envs", 1))
-        self.statistics, seed = None, seeds(args.seed, 4, saved["step"] if saved else 0, n=1)[0] % 2**31
-        if chosen.pop("normalize", False):
-            self.statistics = VecNormalize(envs, gamma=chosen.get("gamma", 0.99))  # 0.99: the library's default
-            if saved:
-                self.statistics = pickle.loads(saved["statistics"])
-                self.statistics.set_venv(envs)
-            envs = self.statistics
-        if saved:
-            self.model = model.load(io.BytesIO(saved["model"]), envs, args.device)
-            self.model.set_random_seed(seed)
-            self.model.replay_buffer = pickle.loads(saved["memory"])
-            return
-        if noise := chosen.pop("noise", None):
-            size = envs.action_space.shape
-            chosen["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, noise))
-        self.model = model("MlpPolicy", envs, seed=seed, device=args.device, **chosen)
 
-    def state(self) -> dict[str, bytes]:
-        """Everything that training goes on from, but the environments."""
+class Peer(nn.Module):
+    """A model of Stable-Baselines3 as an agent of our `Run`: its policy's parameters, and the rest as extra state."""
+
+    metrics, training_only = {}, ("_extra_state",)
+
+    def __init__(self, args: Args):
+        super().__init__()
+        settings = settings_for(args.algorithm, args.env_id)
+        self.model = build(args.algorithm, lambda: make_env(args.env_id), settings, args.device)
+        self.policy, self.statistics = self.model.policy, self.model.get_vec_normalize_env()
+
+    def get_extra_state(self) -> dict[str, bytes]:
+        """What else training goes on from, but for the environments."""
         model = io.BytesIO()
         self.model.save(model)
-        memory = pickle.dumps(getattr(self.model, "replay_buffer", None))
-        return {"model": model.getvalue(), "statistics": pickle.dumps(self.statistics), "memory": memory}
+        moments = self.statistics and (self.statistics.obs_rms, self.statistics.ret_rms)
+        return {"model": model.getvalue(), "rest": pickle.dumps((moments, getattr(self.model, "replay_buffer", None)))}
+
+    def set_extra_state(self, saved: dict[str, bytes]) -> None:
+        """Become the model that this is the state of."""
+        self.model = type(self.model).load(io.BytesIO(saved["model"]), self.model.get_env(), self.model.device)
+        moments, self.model.replay_buffer = pickle.loads(saved["rest"])
+        if self.statistics:
+            self.statistics.obs_rms, self.statistics.ret_rms = moments
+        self.policy = self.model.policy
 
     def act(self, s: torch.Tensor) -> torch.Tensor:
         """The deterministic policy in environment units; s is [n, obs] as the environments give it."""
-        s = self.statistics.normalize_obs(s.numpy()) if self.statistics else s.numpy()
+        s = s.cpu().numpy()
+        s = self.statistics.normalize_obs(s) if self.statistics else s
         return torch.from_numpy(self.model.predict(s, deterministic=True)[0])
 
-    def eval(self) -> None:
-        """Nothing to do: predicting changes neither statistics nor networks."""
 
-    train = eval
+class PeerRun(Run):
+    """Our run folder of a peer's training."""
+
+    def record(self, config: dict[str, Any]) -> None:
+        """Write config.json, with source and settings of the peer."""
+        config.pop("script_sha256", None)  # of this file, not of that of `Run`
+        super().record(config)
+        config |= {
+            "source": "sb3-contrib" if self.args.algorithm == "sb3-trpo" else "stable-baselines3",
+            "settings": {k: str(x) for k, x in settings_for(self.args.algorithm, self.args.env_id).items()},
+            "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        }
+        config["versions"] |= {name: version(name) for name in ("stable_baselines3", "sb3_contrib")}
+        write_atomically(self.folder / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
+
+    def reach(self, step: int) -> None:
+        """Log, evaluate and save what is due at this step."""
+        before, self.envs.steps, every = self.envs.steps, step, self.args.checkpoint_every
+        self.report({})
+        if step // every > before // every or step >= self.total:
+            self.save()
 
 
 class Recorder(BaseCallback):
-    """Writes the run folder, at the ends of rollouts (off-policy: of steps), as our `Run` does."""
+    """Tells the run of episodes, and of the ends of rollouts (off-policy: of steps)."""
 
-    def __init__(self, args: Args, peer: Peer, folder: Path, before: int, seconds: float):
+    def __init__(self, run: PeerRun):
         super().__init__()
-        self.args, self.peer, self.folder, self.before = args, peer, folder, before
-        self.envs = VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
-        self.started, self.logged, self.episodes = time.perf_counter() - seconds, (before, time.perf_counter()), []
+        self.run = run
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
+        for k, info in enumerate(self.locals["infos"]):
             if episode := info.get("episode"):
-                self.episodes.append({"step": self.num_timesteps, "return": episode["r"], "length": episode["l"]})
+                numbers = {"return": episode["r"], "length": episode["l"]}
+                self.run.envs.finished.append((k, self.num_timesteps, numbers))
         return True
 
     def _on_rollout_start(self) -> None:
-        self.record(self.model.num_timesteps)
-
-    def record(self, step: int, last: bool = False) -> None:
-        """Log, evaluate and save what is due at this step."""
-        before, self.before, args = self.before, step, self.args
-        if last or step // args.log_every > before // args.log_every:
-            self.write("train", self.episodes)
-            (logged, then), now, self.episodes = self.logged, time.perf_counter(), []
-            speed = (step - logged) / (now - then)
-            self.write("metrics", [{"step": step, "seconds": now - self.started, "steps_per_second": speed}])
-            self.logged = step, now
-        if last or step == 0 or step // args.eval_every > before // args.eval_every:
-            episodes = evaluate(self.peer, self.envs, args.seed, args.eval_episodes, "cpu")
-            self.write("eval", [{"step": step, "episode": k} | episode for k, episode in enumerate(episodes)])
-            print(f"step {step}/{args.total_timesteps}: {summary(episodes)}")
-        if last or step // args.checkpoint_every > before // args.checkpoint_every:
-            logs = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
-            saved = {"step": step, "seconds": time.perf_counter() - self.started, "logs": logs, **self.peer.state()}
-            write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(saved, file))
-
-    def write(self, log: str, rows: list[dict[str, Any]]) -> None:
-        """Add rows, below a header if they are the first, to a csv file."""
-        if rows:
-            with open(self.folder / f"{log}.csv", "a", newline="") as file:
-                pd.DataFrame(rows).to_csv(file, header=file.tell() == 0, index=False)
+        self.run.reach(self.model.num_timesteps)
 
 
 def train(args: Args) -> Path:
-    """Train from scratch or from `args.resume`; returns the run folder. Raises UserError."""
-    for name in ("seed", "total_timesteps", "threads", "eval_every", "eval_episodes", "checkpoint_every", "log_every"):
-        if (value := getattr(args, name)) < (least := int(name != "seed")):
-            raise UserError(f"--{name.replace('_', '-')} {value} is out of range: use at least {least}")
-    torch.set_num_threads(args.threads)
-    folder = Path(args.resume or args.run_dir or new_folder(args, args.algorithm))
-    checkpoint = folder / "checkpoint.pt"
-    if not args.resume and (folder / "config.json").exists():
-        raise UserError(f"{folder} holds a run already: choose another --run-dir, or continue with --resume")
-    saved = torch.load(checkpoint, weights_only=True) if args.resume and checkpoint.exists() else None
-    try:
-        peer = Peer(args, saved)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except OSError as error:  # a time-out, too
-        reason = error.strerror or "another process trains there"
-        raise UserError(f"cannot use {folder} ({reason}): choose another --run-dir") from error
-    for log in ("eval", "train", "metrics"):  # rows written after the checkpoint are written again
-        if (path := folder / f"{log}.csv").exists():
-            os.truncate(path, saved["logs"].get(path.name, 0) if saved else 0)
-    config = read(folder / "config.json") if args.resume else {"algorithm": args.algorithm, "id": f"{time.time_ns():x}"}
-    packages = ("torch", "numpy", "gymnasium", "mujoco", "stable_baselines3", "sb3_contrib")
-    config |= {
-        "source": "sb3-contrib" if args.algorithm == "sb3-trpo" else "stable-baselines3",
-        "args": asdict(replace(args, run_dir=str(folder), resume=None, device=str(peer.model.device))),
-        "settings": {name: str(value) for name, value in settings_for(args.algorithm, args.env_id).items()},
-        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
-        "commands": [*config.get("commands", []), ["python", *sys.argv]],
-    }
-    write_atomically(folder / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
-    step = saved["step"] if saved else 0
-    recorder = Recorder(args, peer, folder, step, saved["seconds"] if saved else 0.0)
-    if step < args.total_timesteps:
-        peer.model.learn(args.total_timesteps - step, recorder, reset_num_timesteps=not saved)
-        recorder.record(peer.model.num_timesteps, last=True)
-    lock.release()
-    return folder
+    """Train from scratch or from `args.resume`; returns the run folder. Raises UserError, RunFailed."""
+    args = prepare(args)
+    Peer.__name__ = args.algorithm  # by which the run folder knows an agent
+    peer = Peer(args)
+    envs = SimpleNamespace(steps=0, finished=[], vector=peer.model.get_env())
+    with PeerRun(args, peer, envs) as run:
+        if not envs.steps:
+            run.evaluate()
+        if envs.steps < args.total_timesteps:
+            peer.model.set_random_seed(seeds(args.seed, 4, envs.steps, n=1)[0] % 2**31)
+            peer.model.learn(args.total_timesteps - envs.steps, Recorder(run), reset_num_timesteps=not envs.steps)
+            run.reach(peer.model.num_timesteps)
+    return run.folder
 
 
 def main() -> None:
@@ -272,13 +254,10 @@ def main() -> None:
     sys.path.append(os.getcwd())  # for own environments
     try:
         args = tyro.cli(Args, description=__doc__)
-        if args.resume and args.run_dir:
-            raise UserError("--resume and --run-dir exclude each other: use one")
         if args.resume:
             saved = Args(**read(Path(args.resume, "config.json"))["args"])
             args = tyro.cli(Args, description=__doc__, default=saved)
-            refuse_changes(saved, args, {"total_timesteps", "checkpoint_every"})
-        print(f"everything is in {train(args)}")
+        train(args)
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -18,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -31,13 +33,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import tyro
 from executors import Local, Ray
 from executors import hardware as hardware  # for speed.py
 from filelock import FileLock, Timeout
-from records import InputError, code_sha256, last_words, read_json, read_run_folder, write_atomically
-from rich.console import Console
+from records import InputError, code_sha256, last_words, read, read_json, write_atomically
 from suites import ALGORITHMS, PEERS, ROOT, SUITES, Experiment
 from tqdm import tqdm
 
@@ -88,8 +88,8 @@ class Args:
     status: bool = False
     """Show every run in --results and stop."""
     pause: bool = False
-    """Stop the processes of the benchmark that runs in --results, until --resume (Linux, macOS). The pause counts in
-    the seconds of metrics.csv, but not in those of status.json."""
+    """Stop the processes of the benchmark that runs in --results, until --resume (Linux, macOS); on a cluster only
+    begin no further ones. The pause counts in the seconds of metrics.csv, but not in those of status.json."""
     resume: bool = False
     """Let a paused benchmark go on."""
 
@@ -116,21 +116,16 @@ class Job:
             if begun:
                 raise InputError(f"{self.folder} is a run with {made}, not {plan}: choose other --results")
             known = {}
-        code, commit = version_of(script, script.stat().st_mtime_ns)
         if known.get("state") == "running":  # its harness was killed
             known["seconds"] = float((last_row(self.folder / "metrics.csv") or [0, 0])[1])
-        if is_done(self.folder):
-            state = "done"
-        elif known.get("state") == "failed":
-            state = "failed"
-        else:
-            state = "stopped" if begun else "waiting"
+        known["state"] = self.judge(known.get("state") == "failed")
+        code, commit = version_of(script, script.stat().st_mtime_ns)
         if not begun:
             known |= {"code_sha256": code, "commit": commit}
-        elif state != "done" and known["code_sha256"] != code:
+        elif known["state"] != "done" and known["code_sha256"] != code:
             known |= {"code_sha256": "changed while the run was made", "commit": None}
         nothing = {"seconds": 0.0, "failures": 0, "exit_code": None, "stderr_tail": "", "hardware": "unknown"}
-        self.status = plan | nothing | known | {"label": e.label, "reason": e.reason, "state": state}
+        self.status = plan | nothing | known | {"label": e.label, "reason": e.reason}
         """Content of harness/status.json; `failures` counts the starts that failed."""
 
     def __str__(self) -> str:
@@ -154,29 +149,26 @@ class Job:
         (self.folder / "harness").mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "harness" / "status.json", json.dumps(self.status, indent=2) + "\n")
 
+    def judge(self, failed: bool) -> str:
+        """The state of the run while no process makes it, whose last start failed or did not."""
+        if is_done(self.folder):
+            return "done"
+        return "failed" if failed else "stopped" if (self.folder / "config.json").exists() else "waiting"
+
     def make(self, executor: Local) -> None:
         """Make the run, in the calling thread, and record how it ended."""
-        while executor.paused_at and not executor.stopped:
-            time.sleep(0.2)
-        if executor.stopped:
-            return
         began = executor.clock()
         self.write(state="running")
         tqdm.write(f"{self}: running")
         code, machine = executor.run(self)
-        config, tail = read_json(self.folder / "config.json"), ""
-        if is_done(self.folder):
-            state = "done"
-        elif code is None:
-            state = "stopped" if config else "waiting"
-        else:
-            state, tail = "failed", (self.folder / "harness" / "stderr.log").read_text(errors="replace")[-2000:]
+        state, tail, failures = self.judge(code is not None), "", self.status["failures"]
+        if state == "failed":
+            failures, tail = failures + 1, (self.folder / "harness" / "stderr.log").read_text(errors="replace")[-2000:]
             if code <= 0:
                 tail += f"killed by {signal.Signals(-code).name}\n" if code else "ended before its last evaluation\n"
-        seconds, failures = self.status["seconds"] + executor.clock() - began, self.status["failures"]
-        hardware = f"{machine or 'unknown'}, device {config.get('args', {}).get('device', 'unknown')}"
-        self.write(state=state, exit_code=code, stderr_tail=tail, seconds=round(seconds, 3), hardware=hardware,
-                   failures=failures + (state == "failed"))  # fmt: skip
+        device = read_json(self.folder / "config.json").get("args", {}).get("device", "unknown")
+        hardware, seconds = f"{machine}, device {device}", round(self.status["seconds"] + executor.clock() - began, 3)
+        self.write(state=state, exit_code=code, stderr_tail=tail, seconds=seconds, hardware=hardware, failures=failures)
         tqdm.write(f"{self}: {state} at step {reached(self.folder)} ({seconds:.0f} s)")
 
 
@@ -202,12 +194,6 @@ def reached(folder: Path) -> int:
     return max(int((last_row(folder / f"{log}.csv") or [0])[0]) for log in ("metrics", "eval"))
 
 
-def last_evaluation(folder: Path) -> float:
-    """Mean return of a run's last evaluation, NaN if there is none."""
-    returns = read_run_folder(folder)[0]["return"]
-    return returns.iloc[-1] if len(returns) else float("nan")
-
-
 @functools.cache
 def version_of(script: Path, modified: int) -> tuple[str, str | None]:
     """Hash of a script's code, and its Git commit: None if it is in no repository, or changed since.
@@ -218,10 +204,10 @@ def version_of(script: Path, modified: int) -> tuple[str, str | None]:
     def git(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(script.parent), *words], capture_output=True, text=True)
 
-    known = git("ls-files", "--error-unmatch", script.name).returncode == 0
-    clean = known and git("diff", "--quiet", "HEAD", "--", script.name).returncode == 0
+    changes = git("status", "--porcelain", "--ignored", "--", script.name)
+    committed = changes.returncode == 0 and changes.stdout == ""
     try:
-        return code_sha256(script), git("rev-parse", "HEAD").stdout.strip() if clean else None
+        return code_sha256(script), git("rev-parse", "HEAD").stdout.strip() if committed else None
     except (SyntaxError, ValueError) as error:
         raise InputError(f"--script {script} is not valid Python ({error}): correct it") from error
 
@@ -270,17 +256,15 @@ def require_known(flag: str, names: Iterable[str], known: Iterable[str]) -> None
 def experiments(args: Args) -> list[Experiment]:
     """The chosen experiments of a suite; without one every named algorithm and script on every named task."""
     if args.suite:
-        if args.script:
-            raise InputError(f"--script {args.script[0]} goes with --tasks, not with --suite: leave one of them out")
         require_known("suite", [args.suite], SUITES)
         members = SUITES[args.suite]
-        algorithms, tasks = {e.label for e in members}, {e.env_id for e in members}
-        require_known("algorithms", args.algorithms, algorithms)
-        require_known("tasks", args.tasks, tasks)
-        algorithms, tasks = args.algorithms or algorithms, args.tasks or tasks
-        if chosen := [e for e in members if e.label in algorithms and e.env_id in tasks]:
-            return chosen
-        raise InputError(f"suite {args.suite} has none of {', '.join(algorithms)} on {', '.join(tasks)}: choose others")
+        require_known("algorithms", args.algorithms, {e.label for e in members})
+        require_known("tasks", args.tasks, {e.env_id for e in members})
+        chosen = [e for e in members if not args.algorithms or e.label in args.algorithms]
+        chosen = [e for e in chosen if not args.tasks or e.env_id in args.tasks]
+        if args.script or not chosen:
+            raise InputError(f"suite {args.suite} has no such runs: choose others, or leave --suite out")
+        return chosen
     if not args.tasks or not (args.algorithms or args.script):
         raise InputError(f"no plan: name --algorithms or --script, and --tasks; or a --suite of {', '.join(SUITES)}")
     require_known("algorithms", args.algorithms, ALGORITHMS + PEERS)
@@ -294,16 +278,11 @@ def experiments(args: Args) -> list[Experiment]:
 
 def parse_flags(text: str) -> dict[str, str]:
     """ "--a 1 --b" as {"a": "1", "b": ""}. Raises InputError."""
-    flags: dict[str, str] = {}
-    for word in text.split():
-        if word.startswith("--"):
-            name, _, value = word[2:].partition("=")
-            name = name.replace("_", "-")
-            flags[name] = value
-        elif flags:
-            flags[name] = f"{flags[name]} {word}".strip()
-        else:
-            raise InputError(f"flags {text}: begin with the name of a setting, as in --clip-coef 0.1")
+    before, *parts = f" {text}".split(" --")
+    if before.strip():
+        raise InputError(f"flags {text}: begin with the name of a setting, as in --clip-coef 0.1")
+    pairs = [re.split(r"[=\s]+", f"{part} ", maxsplit=1) for part in parts]
+    flags = {name.replace("_", "-"): value.strip() for name, value in pairs}
     if wrong := flags.keys() & RESERVED:
         raise InputError(f"flags {text}: --{wrong.pop()} is set by the plan; leave it out")
     return flags
@@ -311,16 +290,16 @@ def parse_flags(text: str) -> dict[str, str]:
 
 def parse_seeds(words: tuple[str, ...]) -> list[int]:
     """("3",) is [1, 2, 3], ("5", "7") is [5, 7], ("11-13",) is [11, 12, 13]. Raises InputError."""
-    seeds: list[int] = []
+    seeds: dict[int, None] = {}
     for word in words:
-        first, dash, last = word.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        if not bounds:
             raise InputError(f"--seeds {word} is not a seed: write 3 (how many), 1 2 5 (which) or 11-14 (a range)")
-        count = not dash and len(words) == 1
-        seeds += range(1, int(first) + 1) if count else range(int(first), int(last or first) + 1)
+        first, last = int(bounds[1]), int(bounds[2] or bounds[1])
+        seeds |= dict.fromkeys(range(1, first + 1) if words == (bounds[1],) else range(first, last + 1))
     if words and not seeds:
         raise InputError(f"--seeds {' '.join(words)} names none: use at least 1")
-    return list(dict.fromkeys(seeds))
+    return list(seeds)
 
 
 # ======================================================================================================================
@@ -336,18 +315,15 @@ def results_folder(args: Args) -> Path:
 @contextlib.contextmanager
 def claim(results: Path) -> Iterator[None]:
     """Claim a results folder for the body of a `with`. Raises InputError if another benchmark has it."""
-    lock = FileLock(results / ".harness.lock")
     try:
         results.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=1)  # --status takes it for a moment
+        lock = FileLock(results / ".harness.lock").acquire(timeout=1)  # --status takes it for a moment
     except Timeout as error:
         raise InputError(f"{results} is in use by another benchmark: wait for it, or choose other --results") from error
     except OSError as error:
         raise InputError(f"cannot write --results {results} ({error.strerror}): choose another") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def execute(
@@ -359,13 +335,11 @@ def execute(
     An interruption (SIGINT, SIGTERM, SIGHUP), the end of `hours` or a text returned by `watch`, called every second,
     ends all runs. Raises InputError, when the runs have ended, if something cannot be written.
     """
-    reasons: list[str] = []
-    deadline = time.monotonic() + hours * 3600 if hours else float("inf")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in handlers.items():
-        if handler != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
-            signal.signal(number, lambda *_: reasons.append("interrupted"))
-    pool, pause = ThreadPoolExecutor(parallel), results / ".pause"
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP on purpose
+            signal.signal(number, signal.default_int_handler)
+    deadline = time.monotonic() + (hours or math.inf) * 3600
+    pool, pause, reason = ThreadPoolExecutor(parallel), results / ".pause", ""
     try:
         pause.unlink(missing_ok=True)
         for job in jobs:
@@ -373,7 +347,7 @@ def execute(
         total = sum(job.experiment.total_timesteps for job in jobs)
         with tqdm(total=total, initial=steps_of(jobs), unit=" steps", unit_scale=True, disable=None) as bar:
             running = {pool.submit(job.make, executor) for job in jobs}
-            while running and not reasons:
+            while running and not reason:
                 ended, running = wait(running, timeout=1, return_when=FIRST_EXCEPTION)
                 for future in ended:
                     future.result()
@@ -381,22 +355,19 @@ def execute(
                 bar.set_postfix_str(", ".join(str(job) for job in jobs if job.status["state"] == "running"))
                 if pause.exists() != bool(executor.paused_at):
                     executor.pause(not executor.paused_at)
-                    with contextlib.suppress(FileNotFoundError), open(pause, "r+") as file:
-                        file.write(executor.pause_note)
-                if running and time.monotonic() > deadline:
-                    reasons.append("the time budget is used up")
-                if running and (reason := watch()):
-                    reasons.append(reason)
+                if running:
+                    reason = "the time budget is used up" if time.monotonic() > deadline else watch()
+    except KeyboardInterrupt:
+        reason = "interrupted"
     except OSError as error:
         where = error.filename or results  # a failed write has no name
         raise InputError(f"{error.strerror}: {where}; put it right, and the same command continues") from error
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)
         executor.stop()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
         pause.unlink(missing_ok=True)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return reasons[0] if reasons else ""
+    return reason
 
 
 def steps_of(jobs: list[Job]) -> int:
@@ -404,20 +375,16 @@ def steps_of(jobs: list[Job]) -> int:
     return sum(min(reached(job.folder), job.experiment.total_timesteps) for job in jobs)
 
 
-def ask_to_pause(results: Path, wanted: bool) -> str:
-    """Pause the benchmark of a results folder, or let it go on; returns what came of it. Raises InputError."""
-    pause = results / ".pause"
+def ask_to_pause(results: Path, wanted: bool) -> None:
+    """Pause the benchmark of a results folder, or let it go on. Raises InputError if there is none."""
     if not in_use(results):
         raise InputError(f"no benchmark is running in {results}: correct --results")
-    if not wanted:
-        pause.unlink(missing_ok=True)
-        return "it goes on"
-    pause.touch()
-    for _ in range(100):
-        if note := pause.exists() and pause.read_text():  # the benchmark's answer
-            return f"paused: {note}; --resume goes on"
-        time.sleep(0.2)
-    raise InputError(f"the benchmark in {results} does not answer: look at its output")
+    if wanted:
+        (results / ".pause").touch()
+        print("the runs stop where they are, within a second or two; --resume goes on")
+    else:
+        (results / ".pause").unlink(missing_ok=True)
+        print("it goes on")
 
 
 def in_use(results: Path) -> bool:
@@ -430,27 +397,18 @@ def in_use(results: Path) -> bool:
 
 
 def overview(results: Path) -> str:
-    """The state of every run in a results folder, as its status.json and csv files tell. Raises InputError."""
-    rows, left, alive = [], 0.0, in_use(results)
-    for path in sorted(results.glob("*/*/*/harness/status.json")):
-        folder, status = path.parent.parent, read_json(path)
-        state = "done" if is_done(folder) else status["state"]
-        state = "stopped" if state == "running" and not alive else state
-        step, total, clock = reached(folder), status["total_timesteps"], last_row(folder / "metrics.csv")
-        if state == "running" and step and clock:
-            left = max(left, (total - step) / step * float(clock[1]))
-        error = last_words(status["stderr_tail"]) if state == "failed" else ""
-        rows.append([*folder.relative_to(results).parts, state, f"{step} / {total}", last_evaluation(folder), error])
-    if not rows:
-        raise InputError(f"there are no runs in {results}: correct --results")
-    table = pd.DataFrame(rows, columns=["algorithm", "task", "seed", "state", "step", "evaluation", "error"])
-    more = f"; the running ones take up to {tqdm.format_interval(left)} more" if left else ""
-    return f"{told(table['state'])}{more}\n" + table.to_string(index=False, float_format="%.1f", na_rep="-")
+    """The state of every run in a results folder. Raises InputError if there is none."""
+    evaluations, runs = read([results])
+    if not in_use(results):
+        runs["state"] = runs["state"].str.replace("running", "stopped")
+    runs["evaluation"] = runs["run"].map(evaluations.groupby("run")["return"].last())
+    columns = ["algorithm", "env_id", "seed", "state", "total_timesteps", "evaluation", "error"]
+    return f"{told(runs['state'])}\n" + runs[columns].to_string(index=False, float_format="%.1f", na_rep="-")
 
 
 def told(states: Iterable[str]) -> str:
-    """How many runs are in which state."""
-    counts = Counter(states)
+    """How many runs are in which state, the word that the texts begin with."""
+    counts = Counter(re.match(r"\w+", state)[0] for state in states)
     return f"{sum(counts.values())} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}"
 
 
@@ -464,7 +422,7 @@ def main(args: Args) -> int:
     """Plan, run, summarise; returns the exit code. Raises InputError."""
     results = results_folder(args)
     if args.pause or args.resume:
-        print(ask_to_pause(results, args.pause))
+        ask_to_pause(results, args.pause)
         return 0
     if args.status:
         print(overview(results))
@@ -485,8 +443,7 @@ def main(args: Args) -> int:
     for job in jobs:
         if job.status["state"] == "failed":
             left = "; left alone after so many failures" if job.status["failures"] >= args.attempts else ""
-            text = f"{job}: failed{left}, see {job.folder}/harness\n    {last_words(job.status['stderr_tail'])}"
-            Console().print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+            print(f"{job}: failed{left}, see {job.folder}/harness\n    {last_words(job.status['stderr_tail'])}")
     states = [job.status["state"] for job in jobs]
     print(f"{told(states)}, in {results}")
     if stopped:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import run
 import tyro
 from executors import Local
@@ -74,12 +75,10 @@ def distributions(args: Args) -> Space:
                 space[name] = optuna.distributions.CategoricalDistribution(text.split(","))
                 continue
             low, high, *scale = text.split(":")
-            if scale not in ([], ["log"]):
-                raise ValueError("the third part may only be log")
+            number, kind = float, optuna.distributions.FloatDistribution
             if low.isdigit() and high.isdigit():
-                space[name] = optuna.distributions.IntDistribution(int(low), int(high), log=bool(scale))
-            else:
-                space[name] = optuna.distributions.FloatDistribution(float(low), float(high), log=bool(scale))
+                number, kind = int, optuna.distributions.IntDistribution
+            space[name] = kind(number(low), number(high), log=scale == ["log"])
         except ValueError as error:
             raise InputError(f"--range {entry}: {error}; write learning-rate=1e-5:1e-3:log or num-envs=8,16") from error
     if not space:
@@ -96,30 +95,24 @@ def flags_of(params: dict[str, object]) -> dict[str, str]:
     return flags
 
 
-def parse_tasks(words: tuple[str, ...]) -> dict[str, float]:
+def scales_of(args: Args) -> dict[str, float]:
     """Task -> scale of its returns. Raises InputError."""
     try:
-        scales = {task: float(scale) if scale else 1.0 for task, _, scale in (word.partition("=") for word in words)}
+        return {task: float(scale or 1) for task, _, scale in (word.partition("=") for word in args.tasks)}
     except ValueError as error:
         raise InputError(f"--tasks: {error}; write Hopper-v5=1200") from error
-    if len(words) > 1 and not all("=" in word for word in words):
-        raise InputError("--tasks: several tasks need a scale each, as in Hopper-v5=1200 Swimmer-v5=40")
-    if any(scale <= 0 for scale in scales.values()):
-        raise InputError("--tasks: a scale must be more than 0")
-    return scales
 
 
 def jobs_of(args: Args, params: dict[str, object], seeds: tuple[int, ...]) -> list[run.Job]:
     """The runs of a setting, seed by seed; without params, of the defaults. Raises InputError."""
-    script, flags = args.algorithm.endswith(".py"), flags_of(params)
-    plan = run.Args(tasks=tuple(parse_tasks(args.tasks)), **{"script" if script else "algorithms": (args.algorithm,)})
+    kind, flags = "script" if args.algorithm.endswith(".py") else "algorithms", flags_of(params)
     changes = {
         "flags": run.parse_flags(f"--eval-every {args.eval_every} {args.flags}") | flags,
         "total_timesteps": args.total_timesteps, "reason": "tuning" if params else "",
         "variant": ",".join(f"{name}={value}" if value else name for name, value in flags.items()),
     }  # fmt: skip
-    made = [replace(e, **changes) for e in run.experiments(plan)]
-    return [run.Job(e, seed, Path(args.results)) for seed in seeds for e in made]
+    made = run.experiments(run.Args(tasks=tuple(scales_of(args)), **{kind: (args.algorithm,)}))
+    return [run.Job(replace(e, **changes), seed, Path(args.results)) for seed in seeds for e in made]
 
 
 def make(args: Args, jobs: list[run.Job], watch: Callable[[], str] = lambda: "") -> str:
@@ -150,10 +143,10 @@ def evaluations(jobs: list[run.Job], scales: dict[str, float]) -> Iterator[float
 def make_trial(args: Args, study: optuna.Study, space: Space) -> None:
     """One more trial of the study. Raises InputError if the script refuses the settings, KeyboardInterrupt."""
     trial = study.ask(space)
-    jobs, scales, scores = jobs_of(args, trial.params, args.seeds), parse_tasks(args.tasks), []
+    jobs, scores = jobs_of(args, trial.params, args.seeds), []
 
     def pruned() -> str:
-        for step, score in enumerate(evaluations(jobs, scales)):
+        for step, score in enumerate(evaluations(jobs, scales_of(args))):
             if step >= len(scores):
                 scores.append(score)
                 trial.report(score, step)
@@ -166,10 +159,11 @@ def make_trial(args: Args, study: optuna.Study, space: Space) -> None:
         raise InputError(f"{failed[0]}: {last_words(failed[0].status['stderr_tail'])}")
     if outcome or failed:  # it fails when a number becomes NaN, say: nothing that good settings do
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        outcome = outcome or "failed"
     else:
         pruned()
         study.tell(trial, scores[-1])
-    outcome = outcome or ("failed" if failed else f"score {scores[-1]:.4g}")
+        outcome = f"score {scores[-1]:.4g}"
     tqdm.write(f"trial {trial.number}: {outcome} with {jobs[0].experiment.variant}")
 
 
@@ -177,24 +171,26 @@ def confirm(args: Args, study: optuna.Study) -> str:
     """Run the best settings and the defaults on fresh seeds; returns what to say of them."""
     fresh = tuple(range(max(args.seeds) + 1, max(args.seeds) + 1 + len(args.seeds)))
     best, count = study.best_trial, len(study.get_trials(states=FINISHED))
-    made = {"best": jobs_of(args, best.params, fresh), "defaults": jobs_of(args, {}, fresh)}
-    make(args, made["best"] + made["defaults"])
-    seeds, unseen = (", ".join(map(str, x)) for x in (args.seeds, fresh))
-    lines = [f"best of {count} trials: {made['best'][0].experiment.variant}, score {best.value:.4g} on seeds {seeds}"]
-    for task in parse_tasks(args.tasks):
-        of_task = {name: [job for job in jobs if job.experiment.env_id == task] for name, jobs in made.items()}
-        returns = {name: [f"{run.last_evaluation(job.folder):.1f}" for job in jobs] for name, jobs in of_task.items()}
-        told = "; ".join(f"{name} {', '.join(values)}" for name, values in returns.items())
-        lines.append(f"{task} on the fresh seeds {unseen}: {told}")
+    tuned, defaults = jobs_of(args, best.params, fresh), jobs_of(args, {}, fresh)
+    make(args, tuned + defaults)
+    seeds = ", ".join(map(str, args.seeds))
+    score = f"best of {count} trials: {tuned[0].experiment.variant}, score {best.value:.4g} on seeds {seeds}"
+    last = [
+        read_run_folder(job.folder)[0].tail(1).assign(settings=name)
+        for name, jobs in (("best", tuned), ("defaults", defaults))
+        for job in jobs
+    ]
+    returns = pd.concat(last).pivot(index=["env_id", "settings"], columns="seed", values="return")
+    table = returns.to_string(float_format="%.1f")
     reason = f"tuned on seeds {seeds} with benchmarks/tune.py"
-    entries = dict.fromkeys(repr(replace(job.experiment, reason=reason, variant="tuned")) for job in made["best"])
-    return "\n".join([*lines, "for suites.py:", *entries])
+    entries = dict.fromkeys(repr(replace(job.experiment, reason=reason, variant="tuned")) for job in tuned)
+    return "\n".join([score, "returns on fresh seeds:", table, "for suites.py:", *entries])
 
 
 def main(args: Args) -> None:
     """Search, confirm, report. Raises InputError, KeyboardInterrupt."""
     run.require_at_least(args, trials=1, total_timesteps=1, eval_every=1, startup_trials=1, jobs=1)
-    if not args.seeds or min(args.seeds) < FIRST_TUNING_SEED:
+    if min(args.seeds, default=0) < FIRST_TUNING_SEED:
         raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: seeds 1 to 10 are for results, use 11 and up")
     space, results = distributions(args), Path(args.results)
     jobs_of(args, {}, args.seeds)  # before anything is created

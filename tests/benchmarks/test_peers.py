@@ -18,6 +18,7 @@ import torch
 pytest.importorskip("stable_baselines3", reason="not installed: pip install -r requirements-extra.txt")
 pytest.importorskip("sb3_contrib", reason="not installed: pip install -r requirements-extra.txt")
 import peers
+import ppo
 
 
 def args(folder: Path, algorithm: str = "sb3-a2c", **settings) -> peers.Args:
@@ -68,10 +69,11 @@ def test_a_run_folder_is_like_ours(tmp_path, algorithm, monkeypatch):
 def test_evaluation_is_ours_deterministic_and_leaves_the_statistics_alone(tmp_path):
     folder = peers.train(args(tmp_path / "run", env_id="Pendulum-v1"))
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-    peer = peers.Peer(args(tmp_path, env_id="Pendulum-v1"), saved)
+    peer = peers.Peer(args(tmp_path, env_id="Pendulum-v1"))
+    peer.load_state_dict(saved["agent"])
     before = peer.statistics.obs_rms.mean.copy()
     assert not np.allclose(before, 0), "it has seen observations"
-    episodes = peers.evaluate(peer, peers.VectorEnvs("Pendulum-v1", 3, evaluation=True), 1, 3, "cpu")
+    episodes = ppo.evaluate(peer, ppo.VectorEnvs("Pendulum-v1", 3, evaluation=True), 1, 3, "cpu")
     last = read(folder, "eval").query("step == 300")
     assert [episode["return"] for episode in episodes] == pytest.approx(last["return"].tolist())
     assert np.array_equal(peer.statistics.obs_rms.mean, before)
@@ -97,7 +99,9 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path, algorithm):
     after = read(folder, "eval")
     assert after[after["step"] <= 300].equals(rows) and after["step"].unique().tolist() == [0, 100, 200, 300, 400, 500]
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-    model = peers.Peer(args(tmp_path, algorithm), saved).model
+    peer = peers.Peer(args(tmp_path, algorithm))
+    peer.load_state_dict(saved["agent"])
+    model = peer.model
     assert model.num_timesteps == 500
     assert algorithm == "sb3-a2c" or model.replay_buffer.size() == 500, "the memory went on, too"
 

@@ -3,59 +3,52 @@
 import re
 import subprocess
 import sys
-import time
-from types import SimpleNamespace
 
 import pytest
 import speed
 
 
-def test_bad_input_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(speed, "fresh", lambda function: False)
+def test_bad_input_is_one_line(monkeypatch):
+    monkeypatch.setattr(speed.torch.cuda, "is_available", lambda: False)
     for settings, message in (
-        ({"algorithms": ("dqn",)}, "--algorithms dqn is not one of"), ({"repeats": 0}, "--repeats 0 is out of range"),
+        ({"algorithms": ("dqn",)}, "--algorithms dqn is unknown"), ({"repeats": 0}, "--repeats 0 is out of range"),
         ({"seconds": -1.0}, "--seconds -1.0 is out of"), ({"output": "/no/such/folder/a"}, "--output /no/such/folder"),
         ({"device": "cuda"}, "--device cuda was not found: use cpu"),
     ):  # fmt: skip
-        with pytest.raises(SystemExit) as stopped:
-            speed.check(speed.Args(**settings))
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
+        with pytest.raises(speed.InputError, match=message):
+            speed.main(speed.Args(**settings))
 
 
 def test_sides_alternate_and_ratios_are_of_neighbouring_measurements(monkeypatch):
-    own, sb3, single = [200.0, 400.0, 300.0], [400.0, 100.0, 300.0], [100.0, 100.0, 50.0]
-    left, measured = {speed.ours: own[:], speed.sb3: sb3[:], speed.sb3_default: single[:]}, []
+    rates = {"ours": [200.0, 400.0, 300.0], "sb3": [400.0, 100.0, 300.0], "sb3 with 1 env": [100.0, 100.0, 50.0]}
+    left, measured = {side: iter(x) for side, x in rates.items()}, []
 
-    def measure(function, algorithm, steps, device, *precision):
-        measured.append((function.__name__, steps, *precision))
-        return left[function].pop(0)
+    def measure(function, algorithm, args, *num_envs):
+        measured.append({(): "ours", (None,): "sb3", (1,): "sb3 with 1 env"}[num_envs])
+        rate = next(left[measured[-1]])
+        return rate if num_envs else (rate, {"physics": len(measured)})
 
     monkeypatch.setattr(speed, "fresh", measure)
-    monkeypatch.setattr(speed, "GUESS", {"td3": (150, 100)})
-    rates = speed.compare("td3", speed.Args(repeats=3, seconds=2, matmul_precision="medium"), peer=True)
-    assert measured == [("ours", 300, "medium"), ("sb3", 200), ("sb3_default", 200)] * 3
-    assert rates == {"ours": own, "sb3": sb3, "sb3 with 1 env": single}
-    assert speed.row("td3", rates) == (
-        "| td3 | HalfCheetah-v5 | **1.00** | **4.00** "
-        "| 300 (200, 400, 300) | 300 (400, 100, 300) | 100 (100, 100, 50) |"
-    )  # the medians of 1/2, 4, 1 and of 2, 4, 6
-    assert speed.row("td3", {"ours": [7.0]}) == "| td3 | HalfCheetah-v5 | - | - | 7 (7) | - | - |"
+    found, parts = speed.compare("td3", speed.Args(repeats=3), speed.PEERS)
+    assert measured == [*rates] * 3
+    assert found == rates and parts.to_dict() == {"physics": 4}, "the median of 1, 4, 7"
+    texts = ["300 (200, 400, 300)", "300 (400, 100, 300)", "100 (100, 100, 50)"]
+    assert speed.cells(rates) == ["**1.00**", "**4.00**", *texts], "the medians of 1/2, 4, 1 and of 2, 4, 6"
+    assert speed.cells({"ours": [7.0]}) == ["-", "-", "7 (7)", "-", "-"]
 
 
-def test_a_part_is_counted_without_the_parts_inside_it():
-    inner = SimpleNamespace(work=lambda: time.sleep(0.05))
-    outer = SimpleNamespace(work=lambda: (inner.work(), time.sleep(0.02), inner.work()))
-    clock = speed.Clock()
-    clock.time(inner, "work", "inner")
-    clock.time(outer, "work", "outer")
-    outer.work()
-    assert 0.1 <= clock.spent["inner"] < 0.2 and 0.02 <= clock.spent["outer"] < 0.05
+@pytest.mark.parametrize("algorithm", speed.WARM_UP)
+def test_peers_take_our_settings(algorithm):
+    pytest.importorskip("sb3_contrib", reason="not installed: pip install -r requirements-extra.txt")
+    from peers import build
 
-
-def test_gradients_lose_digits_at_lower_precision():
-    errors = speed.gradient_errors("ppo")["loss"]
-    assert max(errors[:2]) < 1e-5 and errors[0] <= errors[2] < 0.05
+    speed.script(algorithm).make_env(speed.task(algorithm)).close()  # registers the Fetch tasks
+    name, settings = speed.peer_settings(algorithm, 2)
+    model = build(f"sb3-{name}", lambda: speed.gym.make(speed.task(algorithm)), settings, "cpu")
+    assert model.n_envs == 2 and (model.get_vec_normalize_env() is not None) == (algorithm in speed.ON_POLICY)
+    if algorithm in ("ppo", "trpo", "a2c"):
+        args = speed.script(algorithm).Args()
+        assert model.n_steps * 2 == args.num_steps * args.num_envs
 
 
 def test_a_measurement_from_the_command_line(tmp_path):

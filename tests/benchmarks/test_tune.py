@@ -49,9 +49,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
         ({"seeds": (10, 11)}, "--seeds 10 11: seeds 1 to 10 are for results, use 11 and up"),
         ({"seeds": ()}, "--seeds"),
         ({"range": ()}, "nothing to tune"), ({"range": ("gain=1",)}, "--range gain=1: "), ({"trials": 0}, "--trials 0"),
-        ({"range": ("gain=1:2:lin",)}, "may only be log"), ({"range": ("delay",)}, "--range delay: "),
-        ({"tasks": ("A-v0", "B-v0=2")}, "several tasks need a scale"), ({"tasks": ("A-v0=x",)}, "write Hopper-v5=1200"),
-        ({"algorithm": "dqn"}, "--algorithms dqn is unknown"), ({"tasks": ("A-v0=0",)}, "more than 0"),
+        ({"range": ("delay",)}, "--range delay: "), ({"tasks": ("A-v0=x",)}, "write Hopper-v5=1200"),
+        ({"algorithm": "dqn"}, "--algorithms dqn is unknown"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
             tune.main(args(tmp_path / "out", **settings))
@@ -97,7 +96,7 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     best = max(again, second, key=lambda trial: trial.value).params["gain"]
     text = (tmp_path / "best.txt").read_text()
     assert f"best of 2 trials: gain={best},crash-at=" in text and f"score {11.5 + best:.4g} on seeds 11, 12" in text
-    assert f"Task-v0 on the fresh seeds 13, 14: best {13 + best}.0, {14 + best}.0; defaults 13.0, 14.0" in text
+    assert re.search(rf"seed +13 +14\n.*\nTask-v0 +best +{13 + best}.0 +{14 + best}.0\n +defaults +13.0 +14.0\n", text)
     assert f"'gain': '{best}'" in text and "reason='tuned on seeds 11, 12 with benchmarks/tune.py'" in text
     entry = eval(text.splitlines()[-1], {"Experiment": run.Experiment})
     assert entry.label == "steps-tuned" and entry.script == Path(STEPS)
