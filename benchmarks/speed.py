@@ -1,6 +1,7 @@
 """Speed of the scripts beside Stable-Baselines3's with as many environments, and where the time goes.
 
     python benchmarks/speed.py --output benchmarks/results/speed     # about 40 minutes on a quiet machine
+    python benchmarks/speed.py --algorithms td3 sac --gradients      # also what lower precision does to gradients
     python benchmarks/speed.py --algorithms td3 --memory             # also a TD3 run's memory with a full replay
     pip install -r requirements-extra.txt                            # the peers; without them only our own figures
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import multiprocessing
 import os
 import resource
@@ -68,6 +70,8 @@ class Args:
     """Where both sides compute."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Our side's setting of this name; the peer's is highest, PyTorch's default."""
+    gradients: bool = False
+    """Also measure the relative error of each loss's gradient, against float64, at each precision."""
     memory: bool = False
     """Also measure TD3's memory with a full replay of 1M transitions (about 3 minutes)."""
     output: str | None = None
@@ -198,6 +202,46 @@ def sb3(algorithm: str, args: Args, num_envs: int | None) -> float:
     return (last - first) / (t1 - t0)
 
 
+def gradient_errors(algorithm: str) -> dict[str, list[float]]:
+    """Relative error |g - g64| / |g64| of each loss's gradient on random data, at highest, high and medium precision.
+
+    g64 is the gradient in float64; the loss is that of a new agent without compilation.
+    """
+    module = script(algorithm)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    obs, act, n = gym.spaces.Box(-9, 9, (17,)), gym.spaces.Box(-1, 1, (6,)), 256
+    if algorithm == "her_ddpg":  # its spaces name the goal's places in the observation
+        env = module.make_env(task(algorithm))
+        obs, act = env.observation_space, env.action_space
+    agent = getattr(module, algorithm.upper())(obs, act, module.Args(device="cpu", compile=False))
+    wide = {"s": obs.shape[0], "s2": obs.shape[0], "a": act.shape[0], "noise": act.shape[0], "eps": act.shape[0]}
+    errors = {}
+    without_data = {"alpha_loss"} | ({"value_loss"} if algorithm == "sac" else set())  # SAC has V on request only
+    for name in (name for name in dir(agent) if name.endswith("loss") and name not in without_data):
+        loss = getattr(agent, name)
+        data = {x: torch.randn(n, wide[x]) if x in wide else torch.rand(n) for x in inspect.signature(loss).parameters}
+        if "terminal" in data:
+            data["terminal"] = (data["terminal"] > 0.9).float()
+        if name == "surrogate_loss":  # TRPO's step needs no optimiser
+            parameters = list(agent.actor.parameters())
+        else:
+            optimizer = getattr(agent, name.replace("loss", "optimizer"), None) or agent.optimizer
+            parameters = optimizer.param_groups[0]["params"]
+
+        def gradient(dtype: Any, loss: Any = loss, data: Any = data, parameters: Any = parameters) -> Any:
+            agent.to(dtype)
+            grads = torch.autograd.grad(loss(*(x.to(dtype) for x in data.values()))[0], parameters)
+            return torch.cat([g.flatten().double() for g in grads])
+
+        true, errors[name] = gradient(torch.float64), []
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            errors[name].append(float((gradient(torch.float32) - true).norm() / true.norm()))
+        torch.set_float32_matmul_precision("highest")
+    return errors
+
+
 def td3_memory(env_id: str) -> float:
     """Peak resident memory in MB of a TD3 run with a full replay of 1M transitions, checkpoint included."""
     td3 = script("td3")
@@ -256,6 +300,15 @@ def draw(measured: pd.DataFrame, picture: str) -> None:
     axes.figure.savefig(picture, dpi=100)
 
 
+def bfloat16() -> str:
+    """Whether this CPU multiplies in bfloat16 at medium precision: its products then have three digits."""
+    x = torch.randn(256, 256)
+    torch.set_float32_matmul_precision("medium")
+    error = float((x @ x - x.double() @ x.double()).norm() / x.norm() ** 2)
+    torch.set_float32_matmul_precision("highest")
+    return f"where medium multiplies in {'bfloat16' if error > 1e-5 else 'float32'}"
+
+
 def main(args: Args) -> None:
     """Measure in alternation, print as it goes, and write the files at the end. Raises InputError."""
     require_known("algorithms", args.algorithms, WARM_UP)
@@ -281,7 +334,8 @@ def main(args: Args) -> None:
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     say("# Speed\n")
-    say(f"`{' '.join(['python', *sys.argv])}`, commit {git.stdout.strip() or 'unknown'}, {hardware()}; device")
+    command = f"`{' '.join(['python', *sys.argv])}`, commit {git.stdout.strip() or 'unknown'}"
+    say(f"{command}, {hardware()}, {bfloat16()}; device")
     python = f"Python {sys.version.split()[0]}, {versions}"
     say(f"{args.device}, matmul-precision {args.matmul_precision}, one thread, {python}.")
     say(f"Steps/s: median (each measurement of {args.seconds:g} s).\n")
@@ -301,6 +355,13 @@ def main(args: Args) -> None:
     say_row(*["---"] * (1 + len(table.T)))
     for algorithm, parts in table.iterrows():
         say_row(algorithm, *(f"{x:.0f}" for x in parts))
+    if args.gradients:
+        say("\n## Relative error of gradients against float64, new agent, 256 random rows\n")
+        say_row("algorithm", "loss", "highest", "high", "medium")
+        say_row(*["---"] * 5)
+        for algorithm in args.algorithms:
+            for loss, errors in fresh(gradient_errors, algorithm).items():
+                say_row(algorithm, loss, *(f"{x:.1e}" for x in errors))
     for env_id in ("HalfCheetah-v5", "Humanoid-v5") if args.memory else ():
         megabytes = fresh(td3_memory, env_id)
         say(f"\ntd3 with a full replay of 1M transitions of {env_id}: {megabytes:.0f} MB resident at most")

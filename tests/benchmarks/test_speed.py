@@ -51,6 +51,12 @@ def test_peers_take_our_settings(algorithm):
         assert model.n_steps * 2 == args.num_steps * args.num_envs
 
 
+def test_gradients_lose_digits_where_medium_multiplies_in_bfloat16():
+    highest, high, medium = speed.gradient_errors("ppo")["loss"]
+    assert max(highest, high) < 1e-5
+    assert medium < 0.05 and (medium > 1e-4) == speed.bfloat16().endswith("bfloat16")
+
+
 def test_a_measurement_from_the_command_line(tmp_path):
     command = ["benchmarks/speed.py", "--algorithms", "a2c", "--repeats", "1", "--seconds", "0.2"]
     command += ["--output", str(tmp_path / "speed")]
