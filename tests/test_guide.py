@@ -99,7 +99,7 @@ def test_the_inventory_says_of_every_formula_where_it_is():
     assert len(ROWS) >= 323 and {row["lecture"] for row in ROWS} == set(LECTURES)
     for row in ROWS:
         where = f"{row['lecture']}, {row['slide']}: {row['formula']}"
-        assert row["slide"] and row["formula"], where
+        assert row["slide"] and row["formula"] and None not in row, f"{where}: a cell with a comma needs quotes"
         for file in row["files"].split() or FILES:
             held = [tag in IN_CODE[file] for tag in row["tags"].split()]
             assert any(held) if row["files"] else True, f"{where}: none of its tags is in {file}.py"
