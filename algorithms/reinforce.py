@@ -25,9 +25,9 @@ Deviations from the slides, each with its reason, and what to know of the estima
     from 20 to 1000 steps would multiply it. Its direction stays: the baseline alone moves the advantages' mean.
   * With gamma < 1 the reward-to-go estimator lacks the factor gamma^t, as usual: late actions count as much as early
     ones. At gamma = 1, and with the total return at any gamma, the estimate is the gradient of J.
-  * The mean and the optimal b come from the trajectories that they are subtracted from, which shortens the estimate
-    a little: for the mean total return by (N - 1) / N exactly. V is fitted after the policy's step, so it has not seen
-    them, in minibatches of 256 of their steps drawn with replacement.
+  * The mean and the optimal b come from the trajectories that they are subtracted from, which shortens the estimate:
+    for the mean total return to (N - 1) / N of its length exactly. V is fitted after the policy's step, so it has not
+    seen them, in minibatches of 256 of their steps drawn with replacement.
   * The slides' setting is a finite horizon: an episode that a time limit cuts is a whole trajectory, and its rewards
     end there. With the value baseline V(s_T) stands for the rest (`--bootstrap`), as V cannot know the time left.
   * Environments whose episodes of a batch are over go on until the last one's are; these steps count, but nothing is

@@ -4,7 +4,7 @@
 
 writes anew what stands between the guide's markers and the line numbers of its links. A tag such as [TD3.2] at the end
 of a comment marks the line that computes an equation; lectures.csv says of every formula of the lectures which tags
-compute it, or which experiment shows it, or why it is theory only.
+compute it, or which function of an experiment does, or why it is theory only.
 """
 
 import ast
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ALGORITHMS = Path(__file__).parent.parent / "algorithms"
+PROGRAMS = ALGORITHMS.parent / "benchmarks" / "experiments"
 LECTURES = ("PGM", "PWD", "AC2", "CAS", "papers")  # in reading order; "papers" holds equations that no slide shows
 FILES = ("reinforce", "a2c", "trpo", "ppo", "ddpg", "td3", "sac", "her_ddpg")
 EXPERIMENTS = (
@@ -77,6 +78,16 @@ def tag_links(tag: str, only: str, sources: dict[str, Source]) -> str:
     return f"**{tag}** " + "; ".join(f"`{method}` {', '.join(links)}" for method, links in places.items())
 
 
+def function_link(function: str) -> str:
+    """A link to the line of a function of the experiments, given as FILE.FUNCTION or FILE.CLASS.METHOD."""
+    file, name = function.split(".", 1)
+    path = PROGRAMS / f"{file}.py"
+    lines = read_source(path).lines if path.exists() else {}
+    if name not in lines:
+        sys.exit(f"error: lectures.csv names {function}, which benchmarks/experiments/ lacks: mend one of them")
+    return f"`{name}` [{file}.py:{lines[name]}](../benchmarks/experiments/{file}.py#L{lines[name]})"
+
+
 def prose(text: str, sources: dict[str, Source]) -> str:
     """Text of a table's cell as Markdown: a tag becomes a link, `code` stays, all else shows as it is written."""
     parts = []
@@ -123,7 +134,7 @@ def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, S
             if row["status"] == "implemented":
                 where = "<br>".join(tag_links(tag, row["files"], sources) for tag in row["tags"].split())
             else:
-                where = f"experiment [{row['experiment']}](#experiments)"
+                where = f"experiment [{row['experiment']}](#experiments): {function_link(row['function'])}"
             table.append(f"| {formula}{row['name'] and ' ' + row['name']} | {where} | {remark(row, sources, '<br>')} |")
         lines += [*table, ""] if len(table) > 2 else []
         if theory:
@@ -138,7 +149,7 @@ def tag_index(rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
     tags = {tag for source in sources.values() for tag in source.tags}
     for tag in sorted(tags, key=lambda tag: (tag.split(".")[0], int(tag.split(".")[1]))):
         slides = [(r["lecture"], r["slide"]) for r in rows if tag in r["tags"].split()]
-        places = [f"{lecture}: {prose(slide, sources)}" for lecture, slide in dict.fromkeys(slides)]
+        places = [f"{lecture}: [{prose(slide, sources)}](#{anchor(slide)})" for lecture, slide in dict.fromkeys(slides)]
         table.append(f"| {tag} | {tag_links(tag, '', sources).split(' ', 1)[1]} | {'<br>'.join(places)} |")
     return "\n".join(table) + "\n"
 

@@ -68,12 +68,22 @@ def test_every_link_leads_to_its_tag_or_function():
                 assert f"def {name}(" in last, f"{file}.py:{line} is in `{last.strip()}`, not in {method}"
 
 
+def test_every_link_to_an_experiment_leads_to_its_function():
+    folder = "../benchmarks/experiments/"
+    links = re.findall(rf"`([\w.]+)` \[(\w+)\.py:(\d+)\]\({re.escape(folder)}(\w+)\.py#L(\d+)\)", TEXT)
+    assert len(links) == sum(row["status"] == "experiment" for row in ROWS)
+    for name, file, line, linked_file, linked_line in links:
+        assert (file, line) == (linked_file, linked_line)
+        source = (ALGORITHMS / folder / f"{file}.py").read_text().splitlines()[int(line) - 1]
+        assert f"def {name.split('.')[-1]}(" in source, f"{file}.py:{line} is not {name}"
+
+
 def test_the_inventory_says_of_every_formula_where_it_is():
     """And the guide shows it under its slide."""
     assert len(ROWS) >= 323 and {row["lecture"] for row in ROWS} == set(LECTURES)
     for row in ROWS:
         where = f"{row['lecture']}, {row['slide']}: {row['formula']}"
-        assert row["slide"] and row["formula"], where
+        assert row["slide"] and row["formula"] and None not in row, f"{where}: a cell with a comma needs quotes"
         for file in row["files"].split():
             assert IN_CODE[file] & set(row["tags"].split()), f"{where}: none of its tags is in {file}.py"
         if row["status"] == "implemented":
@@ -81,7 +91,7 @@ def test_the_inventory_says_of_every_formula_where_it_is():
         elif row["status"] == "theory":
             assert row["note"] and not row["tags"], f"{where}: why is it theory only?"
         else:
-            assert row["status"] == "experiment" and row["experiment"], where
+            assert row["status"] == "experiment" and row["experiment"] and row["function"], where
         assert row["experiment"] in ("", *EXPERIMENTS), where
         assert (row["slide_is"] in ("loose", "wrong")) == bool(row["correct_form"]), where
         assert row["extraction"] in ("", "perhaps", "yes") and (not row["extraction"] or row["slide_is"]), where
@@ -171,6 +181,7 @@ def test_line_numbers_follow_the_code(copied):
         ("td3.py", "[TD3.7]", "", "links TD3.7 in td3.py"),
         ("lectures.csv", "TD3.7,", "TD3.9,", "names TD3.9"),
         ("lectures.csv", "step towards [DDPG.3]", "step towards [DDPG.33]", "mentions [DDPG.33]"),
+        ("lectures.csv", "dqn.DQN.target", "dqn.DQN.targets", "names dqn.DQN.targets"),
         ("trpo.py", "def conjugate_gradient", "def conjugate_gradients", "conjugate_gradient in trpo.py"),
     ],
 )

@@ -66,7 +66,7 @@ def learn(name: str, seed: int, task: str, total: int):
 
 def main(args: Args) -> None:
     names = [*CEM, "TRPO"]
-    frames = {task: runs(args, learn, names, task, 1 if args.quick else 25) for task in TASKS}
+    frames = {task: runs(args, learn, names, task, 1 if args.quick else 15) for task in TASKS}
     figure, axes = plt.subplots(1, 2, figsize=(8.3, 3.4), layout="constrained")
     for axis, (task, frame) in zip(axes, frames.items(), strict=True):
         curves(axis, frame, "return", ylabel=f"return of {LIMIT} steps", title=f"{task} ({TASKS[task]})")

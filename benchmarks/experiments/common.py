@@ -70,10 +70,10 @@ def setup(doc: str, seeds: int = 5) -> Args:
 
 
 def picture(figure: plt.Figure) -> Image.Image:
-    """The figure in 64 colours, which halves the file and cannot be seen."""
+    """The figure in 256 colours, a third of the file; an octree keeps the colours of thin lines, a median cut not."""
     file = io.BytesIO()
     figure.savefig(file, dpi=100, facecolor="white")
-    return Image.open(file).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    return Image.open(file).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
 def save(args: Args, name: str, rows: list[dict[str, Any]] | pd.DataFrame, figure: plt.Figure) -> None:

@@ -83,6 +83,7 @@ def curves(axis: plt.Axes, frame: pd.DataFrame, y: str, **labels: str) -> None:
     for name, rows in frame.groupby("algorithm", sort=False):
         curve(axis, rows, "step", y, name)
     axis.set(**{"xlabel": "environment steps"} | labels)
+    axis.locator_params(axis="x", nbins=6)  # more labels, of five or six digits, run into each other
     axis.legend(fontsize=8)
 
 

@@ -60,7 +60,7 @@ def main(args: Args) -> None:
     d = torch.linspace(-1, 1, 200)
     for sigma, style in ((0.0, "-"), (0.05, "--"), (0.3, ":")):
         left.plot(d, smoothed(d, sigma), style, color="black", label=f"sigma = {sigma:g}")
-    left.set(xlabel="mean action minus the best action", ylabel="E[Q] over z", title="What the gradient climbs")
+    left.set(xlabel="mean action minus the best", ylabel="E[Q] over z", title="What it climbs", xticks=[-1, 0, 1])
     for (name, seed), run in frame.groupby(["algorithm", "seed"]):
         label = f"{name} (n = {args.seeds})" if seed == args.seed else None
         right.plot(run.step, run.q, color=COLOURS[name == "DPG"], label=label)

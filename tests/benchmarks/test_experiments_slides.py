@@ -137,6 +137,19 @@ def test_hindsight_replays_goals_that_were_reached(quick):
     assert replayed[True] > 0.1 > replayed[False]
 
 
+def test_the_pictures_fewer_colours_leave_every_curve_its_own():
+    random, (figure, axes) = np.random.default_rng(1), common.panels("curves", 2)
+    for axis in axes:
+        for k, colour in enumerate(common.COLOURS[:5]):
+            y = random.normal(np.linspace(0, k, 8), 1, (3, 8))
+            frame = pd.DataFrame({"seed": [1] * 8 + [2] * 8 + [3] * 8, "x": [*range(8)] * 3, "y": y.flatten()})
+            common.curve(axis, frame, "x", "y", str(k), color=colour)
+    drawn = np.asarray(common.picture(figure).convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in common.COLOURS[:5]:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert abs(drawn - wanted).max(1).min() <= 8, f"no pixel is {colour}"
+
+
 @pytest.mark.parametrize("words", [["--seeds", "1"], ["--seed", "-1"], ["--out", __file__ + "/x"]])
 def test_bad_input_is_named(words):
     script = EXPERIMENTS / "pg_variance.py"
