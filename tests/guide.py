@@ -2,7 +2,8 @@
 
     make guide
 
-writes anew what stands between the guide's markers and the line numbers of its links. A tag such as [TD3.2] at the end
+writes anew what stands between the guide's markers, the line numbers of its links, and below the experiments' pictures
+what they show. A tag such as [TD3.2] at the end
 of a comment marks the line that computes an equation; lectures.csv says of every formula of the lectures which tags
 compute it, or which function of an experiment does, or why it is theory only.
 """
@@ -28,6 +29,8 @@ EXPERIMENTS = (
 )  # fmt: skip
 TAG = re.compile(r"\[([A-Z][A-Z0-9]*\.[0-9]+)\]")
 LINK = re.compile(r"\[(`?)([A-Za-z]\w*(?:\.\w+)?)\1\]\((\w+)\.py#L\d+\)")  # [TD3.2](td3.py#L1), [`follow`](td3.py#L1)
+SHOWN = re.compile(r"(!\[(\w+)\]\(\.\./benchmarks/experiments/pictures/\2\.png\)\n)(?:\n> .*\n)?")  # on a screen
+LISTED = re.compile(r"(\[picture\]\(\.\./benchmarks/experiments/pictures/(\w+)\.png\)).* \|$", re.MULTILINE)
 SLIPS = {"loose": "*Loosely written:* ", "wrong": "*A slip:* "}
 
 
@@ -166,7 +169,12 @@ def renew(text: str, folder: Path = ALGORITHMS) -> str:
             sys.exit(f"error: the guide links {name} in {file}.py, which has no such tag or function: mend the link")
         return f"[{quote}{name}{quote}]({file}.py#L{line})"
 
+    def sentences(name: str) -> str:
+        return (PROGRAMS / "pictures" / f"{name}.txt").read_text().strip().replace("|", r"\|")
+
     text = LINK.sub(link, text)
+    text = SHOWN.sub(lambda match: f"{match[1]}\n> {sentences(match[2])}\n", text)
+    text = LISTED.sub(lambda match: f"{match[1]}: {sentences(match[2])} |", text)
     for name in (*LECTURES, "tags"):
         part = tag_index(rows, sources) if name == "tags" else lecture_index(name, rows, sources)
         begin, end = f"<!-- index:{name} -->\n", f"<!-- end of index:{name} -->"

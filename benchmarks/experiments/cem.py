@@ -13,7 +13,7 @@ from functools import partial
 
 import pandas as pd
 import torch
-from common import Args, plt, save, setup, tell
+from common import Args, plt, save, setup
 from ddpg import DeterministicActor
 from learning import Envs, curves, final, rollout, runs
 from torch import Tensor
@@ -70,9 +70,9 @@ def main(args: Args) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8.3, 3.4), layout="constrained")
     for axis, (task, frame) in zip(axes, frames.items(), strict=True):
         curves(axis, frame, "return", ylabel=f"return of {LIMIT} steps", title=f"{task} ({TASKS[task]})")
-    save(args, "cem", pd.concat(frames.values()), figure)
     last = [", ".join(f"{final(frame, 'return', name)} ({name})" for name in names) for frame in frames.values()]
-    tell(*(f"The last return on {task} is {x}." for task, x in zip(TASKS, last, strict=True)))
+    says = [f"The last return on {task} is {x}." for task, x in zip(TASKS, last, strict=True)]
+    save(args, "cem", pd.concat(frames.values()), figure, says)
 
 
 if __name__ == "__main__":

@@ -76,11 +76,17 @@ def picture(figure: plt.Figure) -> Image.Image:
     return Image.open(file).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
-def save(args: Args, name: str, rows: list[dict[str, Any]] | pd.DataFrame, figure: plt.Figure) -> None:
-    """Write rows as NAME.csv and the figure as NAME.png, each complete or not at all, and name them."""
+def save(
+    args: Args, name: str, rows: list[dict[str, Any]] | pd.DataFrame, figure: plt.Figure, says: Sequence[str]
+) -> None:
+    """Write rows as NAME.csv, the figure as NAME.png and what it shows as NAME.txt, each complete or not at all.
+
+    Prints the files' names, and the sentences.
+    """
     for suffix, write in (
         ("csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")),
         ("png", lambda path: picture(figure).save(path, optimize=True)),
+        ("txt", lambda path: path.write_text(" ".join(says) + "\n", encoding="utf-8")),
     ):
         part = args.out / f".{name}.{os.getpid()}.{suffix}"
         try:
@@ -89,11 +95,7 @@ def save(args: Args, name: str, rows: list[dict[str, Any]] | pd.DataFrame, figur
         finally:
             part.unlink(missing_ok=True)
         print(args.out / f"{name}.{suffix}")
-
-
-def tell(*sentences: str) -> None:
-    """Print what the picture shows."""
-    print(textwrap.fill(" ".join(sentences), 100))
+    print(textwrap.fill(" ".join(says), 100))
 
 
 def interval(x: Sequence[float]) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ Value Gradients V0" (TD(lambda)). A random walk from state 10 to either end: V(i
 import itertools
 
 import torch
-from common import COLOURS, Args, curve, measure, panels, save, setup, tell
+from common import COLOURS, Args, curve, measure, panels, save, setup
 from tasks import random_walk
 
 # isort: split
@@ -67,12 +67,12 @@ def main(args: Args) -> None:
         axis.set(xlabel="steps till V takes over: n or 1 / (1 - lambda)", ylabel=label, xscale="log")
         axis.set_xticks([1, 10, MONTE_CARLO], ["1", "10", "Monte Carlo"])
         axis.legend()
-    save(args, "critics_lambda", rows, figure)
     mean = rows.groupby(["kind", "value"])[["bias2", "variance", "error"]].mean()
     ends = mean.loc["lambda"].loc[[0.0, 1.0]].itertuples()
     one, monte = (f"bias² {x.bias2:.2f}, variance {x.variance:.2f}, error of V {x.error:.2f}" for x in ends)
-    tell(f"One-step targets: {one}; Monte Carlo: {monte}.")
-    tell(f"V learns best, to {mean['error'].min():.2f}, with {'{} {:g}'.format(*mean['error'].idxmin())}.")
+    best = f"V learns best, to {mean['error'].min():.2f}, with {'{} {:g}'.format(*mean['error'].idxmin())}."
+    says = [f"One-step targets: {one}; Monte Carlo: {monte}.", best]
+    save(args, "critics_lambda", rows, figure, says)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ with the overestimation problem"; "Actor Critic II", slide "Coding" (the hard ta
 """
 
 import torch
-from common import Args, plt, save, setup, tell
+from common import Args, plt, save, setup
 from ddpg import Replay, follow, gradient_step, relu_mlp
 from learning import Envs, curves, over_seeds, runs
 from torch import Tensor, nn
@@ -66,14 +66,14 @@ def main(args: Args) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 3.4), layout="constrained")
     curves(left, frame, "true", ylabel="discounted return from the start", title="What the greedy policy gets")
     curves(right, frame, "error", ylabel="max Q minus that return", title="What Q promises too much")
-    save(args, "dqn", frame, figure)
     late = frame[frame.step > 2 / 3 * frame.step.max()].groupby(["algorithm", "seed"])[["true", "error"]].mean()
     dqn, double = late.loc["DQN"], late.loc["double DQN"]
-    tell(
+    says = [
         f"In the last third DQN's policy gets {over_seeds(dqn.true)}, double DQN's {over_seeds(double.true)}.",
         f"Their Q exceeds that by {over_seeds(dqn.error)} and {over_seeds(double.error)},",
         f"differing by {over_seeds(dqn.error - double.error)} (means, 95 % intervals, n = {args.seeds}).",
-    )
+    ]
+    save(args, "dqn", frame, figure, says)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ take to learn where a reward is hardly ever seen? A point in the plane has 25 st
 
 import numpy as np
 import torch
-from common import Args, curve, episodes, interact, interval, measure, panels, save, setup, tell
+from common import Args, curve, episodes, interact, interval, measure, panels, save, setup
 
 # isort: split
 import her_ddpg
@@ -51,15 +51,15 @@ def main(args: Args) -> None:
     axes[0].set(xlabel="environment steps", ylabel="share of episodes that end at the goal", ylim=(-0.03, 1.03))
     axes[1].set(xlabel="environment steps", ylabel="share of replayed transitions at their goal")
     axes[0].legend()
-    save(args, "hindsight", rows, figure)
     replayed, last = rows.groupby("hindsight")["replayed"].mean(), rows[rows["step"] == rows["step"].max()]
     (a, low, high), (b, low2, high2) = (interval(last[last["hindsight"] == her]["success"]) for her in (True, False))
-    tell(
+    says = [
         f"After {rows['step'].max()} steps {a:.0%} [{low:.0%}, {min(high, 1):.0%}] of the episodes end at their goal "
         f"with hindsight, {b:.0%} [{low2:.0%}, {min(high2, 1):.0%}] without.",
         f"Of the transitions replayed {replayed[True]:.0%} are at their goal with hindsight and {replayed[False]:.1%} "
         "without.",
-    )
+    ]
+    save(args, "hindsight", rows, figure, says)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import copy
 
 import numpy as np
 import torch
-from common import Args, curve, measure, panels, save, setup, tell
+from common import Args, curve, measure, panels, save, setup
 from tasks import accuracy, agent, finite_differences, simulate
 
 HORIZON, N, SHIFTS = 10, 100, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
@@ -63,16 +63,16 @@ def main(args: Args) -> None:
     right.set(xlabel=left.get_xlabel(), ylabel="effective share of the samples", yscale="log", ylim=(3e-3, 1.3))
     left.legend()
     right.legend()
-    save(args, "importance_sampling", rows, figure)
     error = rows.groupby(["shift", "estimate"])["error"].mean()
     share = weighted.groupby("shift")["effective_share"].mean()
     near = weighted[weighted["shift"] <= 0.3]["standard_errors_off"].max()
-    tell(
+    says = [
         f"At d = 0.3 the weighted gradient is wrong by {error[0.3, 'weights']:.1f} |grad J| and the unweighted one by "
         f"{error[0.3, 'no weights']:.1f}; up to there its mean is within {near:.1f} standard errors of the truth.",
         f"But the price rises with exp(T d²): {share[0.3]:.0%} of the samples count at d = 0.3 and {share[0.7]:.0%} at "
         f"d = 0.7, where in theory it is {theory[-1]:.1%}: so few large weights are not even met.",
-    )
+    ]
+    save(args, "importance_sampling", rows, figure, says)
 
 
 if __name__ == "__main__":

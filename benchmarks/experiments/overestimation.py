@@ -11,7 +11,7 @@ overestimation bias". Question: how much more does Q(s, mu(s)) promise than foll
 """
 
 import torch
-from common import COLOURS, Args, curve, estimated_and_true, interval, measure, off_policy, panels, save, setup, tell
+from common import COLOURS, Args, curve, estimated_and_true, interval, measure, off_policy, panels, save, setup
 
 # isort: split
 import ddpg
@@ -46,7 +46,6 @@ def main(args: Args) -> None:
         curve(axis, chosen, "step", "true", f"{name}, true discounted return", color=colour, linestyle="--")
     axis.set(xlabel="environment steps", ylabel="discounted return")
     axis.legend()
-    save(args, "overestimation", rows, figure)
     last = rows[rows["step"] == rows["step"].max()].assign(bias=lambda x: x["estimated"] - x["true"])
     says = []
     for name, chosen in last.groupby("algorithm"):
@@ -55,7 +54,7 @@ def main(args: Args) -> None:
             f"After {steps} steps {name}'s critic promises {chosen['estimated'].mean():.0f} where its policy earns "
             f"{chosen['true'].mean():.0f}, a bias of {bias:+.0f} [{low:+.0f}, {high:+.0f}]."
         )
-    tell(*says)
+    save(args, "overestimation", rows, figure, says)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ reward of the point mass are known, as the pathwise derivative asks; the truth i
 """
 
 import torch
-from common import Args, curve, measure, panels, save, setup, tell
+from common import Args, curve, measure, panels, save, setup
 from tasks import accuracy, agent, finite_differences, simulate
 
 N, HORIZONS, SIGMAS = 8, (5, 10, 20, 40), (0.1, 0.2, 0.3, 0.6, 1.0)
@@ -56,14 +56,14 @@ def main(args: Args) -> None:
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
     axes[0].legend()
-    save(args, "pathwise_variance", rows, figure)
     variance = rows.groupby(["horizon", "sigma", "estimate"])["variance"].mean()
     ratio = {sigma: variance[10, sigma, NAMES[1]] / variance[10, sigma, NAMES[2]] for sigma in SIGMAS}
-    tell(
+    says = [
         f"With T = 10 the likelihood ratio, even with rewards to go, has {ratio[1.0]:.0f} times the pathwise variance "
         f"at sigma = 1 and {ratio[0.1]:.0f} times at sigma = 0.1: only the score has a 1 / sigma.",
         f"All means are within {rows['standard_errors_off'].max():.1f} standard errors of the finite differences.",
-    )
+    ]
+    save(args, "pathwise_variance", rows, figure, says)
 
 
 if __name__ == "__main__":

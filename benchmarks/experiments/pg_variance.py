@@ -13,7 +13,7 @@ the finite-difference gradient of the exactly known J of a point mass.
 import itertools
 
 import torch
-from common import COLOURS, Args, interval, measure, panels, save, setup, tell
+from common import COLOURS, Args, interval, measure, panels, save, setup
 from tasks import accuracy, agent, finite_differences, simulate
 
 HORIZON, N = 20, 8
@@ -60,19 +60,19 @@ def main(args: Args) -> None:
     axes[1].axvline(1, color="black", linewidth=1, label="finite differences")
     axes[1].set_xlabel("mean estimate along grad J, in |grad J|")
     axes[1].legend(handles=axes[1].lines[-1:])
-    save(args, "pg_variance", rows, figure)
     cells = rows.groupby(["estimator", "baseline"])
     variance = cells["variance"].mean()
     mean, low, high = interval(cells.get_group(("total-return", "mean"))["length"])
     plain, best = variance["total-return", "none"], variance.idxmin()
     off = rows[rows["baseline"].isin(["none", "value"])]["standard_errors_off"].max()
-    tell(
+    says = [
         f"Of a variance of {plain:.3g} |grad J|² reward-to-go leaves {variance['reward-to-go', 'none']:.3g}, and "
         f"{best[0]} with baseline {best[1]} {variance[best]:.3g}, which is {plain / variance[best]:.0f} times less.",
         f"Without a baseline and with a learned V every component's mean is within {off:.1f} standard errors of the "
         f"finite differences; the mean return of the same {N} trajectories shortens it to {mean:.2f} [{low:.2f}, "
         f"{high:.2f}] of its length, in theory to 1 - 1/N = {1 - 1 / N:.3f}.",
-    )
+    ]
+    save(args, "pg_variance", rows, figure, says)
 
 
 if __name__ == "__main__":

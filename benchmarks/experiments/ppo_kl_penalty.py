@@ -13,7 +13,7 @@ The loss estimates the KL as the mean of ratio - 1 - log ratio: right in expecta
 import copy
 
 import numpy as np
-from common import Args, plt, save, setup, tell
+from common import Args, plt, save, setup
 from learning import Envs, curves, over_seeds, rollout, runs
 from ppo import PPO
 from ppo import Args as PPOArgs
@@ -64,15 +64,15 @@ def main(args: Args) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 3.6), layout="constrained")
     curves(left, frame, "log_kl", ylabel="log10 of an update's KL [nats]", title="How far the policy moves")
     curves(right, frame, "return", ylabel="return, mean of 20 episodes", title="InvertedPendulum-v5")
-    save(args, "ppo_kl_penalty", frame, figure)
     runs_of = frame.groupby(["algorithm", "seed"])
     kl, gain = (
         [f"{over_seeds(x[v])} ({v})" for v in VARIANTS] for x in (runs_of.kl.median(), runs_of["return"].mean())
     )
-    tell(
+    says = [
         f"The median update moves the policy by a KL of {', '.join(kl)} nats.",
         f"The return over the run is {', '.join(gain)} (means, 95 % intervals, n = {args.seeds}).",
-    )
+    ]
+    save(args, "ppo_kl_penalty", frame, figure, says)
 
 
 if __name__ == "__main__":

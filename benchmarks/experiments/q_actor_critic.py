@@ -14,7 +14,7 @@ The baseline V(s) = sum_a pi(a | s) Q(s, a) leaves the mean of the actor's step 
 """
 
 import torch
-from common import Args, plt, save, setup, tell
+from common import Args, plt, save, setup
 from learning import Envs, curves, over_seeds, runs
 from ppo import SoftmaxActor, gradient_step, mlp
 from torch import Tensor, nn
@@ -68,12 +68,12 @@ def main(args: Args) -> None:
     frame = runs(args, learn, ["Q", "Q - V"], 4000 if args.quick else 40_000)
     figure, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     curves(axis, frame, "return", ylabel="return, mean of 20 episodes", title="Q actor-critic on CartPole-v1")
-    save(args, "q_actor_critic", frame, figure)
     last = frame[frame.step == frame.step.max()].pivot(index="seed", columns="algorithm", values="return")
-    tell(
+    says = [
         f"With the weight Q the last return is {over_seeds(last['Q'])} of 500, with Q - V {over_seeds(last['Q - V'])}.",
         f"V is worth {over_seeds(last['Q - V'] - last['Q'])} (means, 95 % intervals, n = {args.seeds}).",
-    )
+    ]
+    save(args, "q_actor_critic", frame, figure, says)
 
 
 if __name__ == "__main__":

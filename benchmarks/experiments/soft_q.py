@@ -12,7 +12,7 @@ environment example": a point starts in the middle of four goals that are worth 
 
 import pandas as pd
 import torch
-from common import COLOURS, Args, in_parallel, plt, save, setup, tell
+from common import COLOURS, Args, in_parallel, plt, save, setup
 from ddpg import follow, gradient_step, relu_mlp
 from learning import over_seeds
 from multi_goal import ANGLES, draw, random_memory, walk
@@ -69,11 +69,11 @@ def main(args: Args) -> None:
         axes[2].plot(of["rank"] + 0.2 * k - 0.1, of.share, "os"[k], alpha=0.6, label=f"{name} (n = {args.seeds})")
     axes[2].set(xlabel="goal, most visited first", ylabel=f"share of {n} paths", title="Goals reached, every seed")
     axes[1].legend(fontsize=7), axes[2].legend(fontsize=7)
-    save(args, "soft_q", frame, figure)
     top, least = (frame[frame["rank"] == k].groupby("algorithm").share.apply(over_seeds) for k in (1, 4))
     most, fewest, one = top["soft Q-learning"], least["soft Q-learning"], top["Q-learning"]
     first = f"Of soft Q-learning's paths {most} end at the goal visited most, {fewest} at that visited least."
-    tell(first, f"Of Q-learning's paths {one} end at one goal (means, 95 % intervals, n = {args.seeds}).")
+    says = [first, f"Of Q-learning's paths {one} end at one goal (means, 95 % intervals, n = {args.seeds})."]
+    save(args, "soft_q", frame, figure, says)
 
 
 if __name__ == "__main__":

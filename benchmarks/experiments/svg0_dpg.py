@@ -15,7 +15,7 @@ climbs its mean over z, in which the ripples are flatter; at a distance d of the
 
 import numpy as np
 import torch
-from common import COLOURS, Args, plt, save, setup, tell
+from common import COLOURS, Args, plt, save, setup
 from ddpg import DDPG
 from ddpg import Args as DDPGArgs
 from gymnasium.spaces import Box
@@ -66,14 +66,14 @@ def main(args: Args) -> None:
         right.plot(run.step, run.q, color=COLOURS[name == "DPG"], label=label)
     right.set(xlabel="gradient steps", ylabel="mean of Q(s, mu(s)) over s", title="What it reaches")
     left.legend(loc="lower center"), right.legend(loc="lower right")
-    save(args, "svg0_dpg", frame, figure)
     last = frame[frame.step == frame.step.max()].set_index("algorithm")
     top, worst = (last.q > -0.02).groupby("algorithm").sum(), last.q.groupby("algorithm").min()
-    tell(
+    says = [
         f"Climbing Q, DPG gets within 0.02 of the top in {top['DPG']} of {args.seeds} runs (worst {worst['DPG']:.2g}); "
         f"climbing its mean over the noise, SVG(0) does in {top['SVG(0)']} (worst {worst['SVG(0)']:.2g}).",
         f"The noise is learned too: sigma falls from {frame.sigma.max():.2g} to {last.sigma.max():.2g} at most.",
-    )
+    ]
+    save(args, "svg0_dpg", frame, figure, says)
 
 
 if __name__ == "__main__":

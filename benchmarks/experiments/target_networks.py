@@ -12,7 +12,7 @@ steps). Question: what do they do to DDPG's return, and to the error of its crit
 """
 
 import torch
-from common import Args, curve, episodes, estimated_and_true, measure, off_policy, panels, save, setup, tell
+from common import Args, curve, episodes, estimated_and_true, measure, off_policy, panels, save, setup
 
 # isort: split
 import ddpg
@@ -59,10 +59,9 @@ def main(args: Args) -> None:
     left.set(xlabel="environment steps", ylabel="return of an episode of 200 steps", ylim=(-1750, 50))
     right.set(xlabel="environment steps", ylabel="|mean Q(s, mu(s)) - true discounted return|", ylim=(0, 160))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    save(args, "target_networks", rows, figure)
     late = rows[rows["step"] > steps // 2].groupby("target")[["return", "error"]].mean()
     best = late["return"].idxmax()
-    tell(
+    says = [
         f"Over the second half of {steps} steps the target {best} earns most, {late['return'][best]:.0f} per episode; "
         f"without target network it is {late['return'][NONE]:.0f}, and Q is wrong by {late['error'][NONE]:.0f}, not by "
         f"{late['error'][best]:.1f}.",
@@ -70,7 +69,8 @@ def main(args: Args) -> None:
         f"{late['return']['soft, tau = 0.05']:.0f} at 20, {late['return']['hard, every 200']:.0f} and "
         f"{late['return']['soft, tau = 0.005']:.0f} at 200, where Q lags behind (wrong by "
         f"{late['error']['hard, every 200']:.0f} and {late['error']['soft, tau = 0.005']:.0f}).",
-    )
+    ]
+    save(args, "target_networks", rows, figure, says)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ II", slide "Max Entropy RL" (Lagrangian entropy adjustment).
 """
 
 import torch
-from common import Args, curve, episodes, measure, off_policy, panels, save, setup, tell
+from common import Args, curve, episodes, measure, off_policy, panels, save, setup
 
 # isort: split
 import sac
@@ -50,17 +50,17 @@ def main(args: Args) -> None:
     for axis in axes:
         axis.set_xlabel("environment steps")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    save(args, "temperature", rows, figure)
     last = rows[rows["step"] == rows["step"].max()].groupby("setting")[["return", "entropy", "alpha"]].mean()
     fixed = ", ".join(
         f"{last.loc[a, 'entropy']:.2f} at alpha = {a} (return {last.loc[a, 'return']:.0f})" for a in ALPHAS[:3]
     )
     auto = last.loc["auto"]
-    tell(
+    says = [
         f"After {steps} steps the entropy is {fixed}, in nats.",
         f"Learned, alpha has come down from 1 to {auto['alpha']:.2f} and entropy to {auto['entropy']:.2f}, target -1, "
         f"with a return of {auto['return']:.0f}.",
-    )
+    ]
+    save(args, "temperature", rows, figure, says)
 
 
 if __name__ == "__main__":

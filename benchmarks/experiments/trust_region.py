@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 import torch
-from common import COLOURS, Args, episodes, interact, interval, measure, panels, save, setup, tell
+from common import COLOURS, Args, episodes, interact, interval, measure, panels, save, setup
 from torch.distributions import Categorical, kl_divergence
 
 # isort: split
@@ -70,10 +70,10 @@ def main(args: Args) -> None:
     axis.set(xscale="log", xmargin=0.1, ylim=(0, 540), xlabel="mean KL(old, new) of an update, nats")
     axis.set_ylabel(f"return of the last 5 of {updates} policies")
     figure.legend(handles=axis.lines[::3], loc="outside lower center", ncols=3)
-    save(args, "trust_region", rows, figure)
-    says = "; ".join(f"{label}: {kl:.1g} and {earned:.0f}" for label, (kl, earned) in table.items())
+    pairs = "; ".join(f"{label}: {kl:.1g} and {earned:.0f}" for label, (kl, earned) in table.items())
     best = max(table, key=lambda label: table[label][1])
-    tell(f"Mean KL and final return are {says}.", f"{best} earns most, at {table[best][0]:.1g} nats per update.")
+    says = [f"Mean KL and final return are {pairs}.", f"{best} earns most, at {table[best][0]:.1g} nats per update."]
+    save(args, "trust_region", rows, figure, says)
 
 
 if __name__ == "__main__":

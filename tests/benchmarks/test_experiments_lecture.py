@@ -26,9 +26,10 @@ def test_quick_form_writes_picture_and_csv_and_tells_two_sentences(name, tmp_pat
     command = [sys.executable, str(folder / f"{name}.py"), "--quick", "--seed", "3", "--seeds", "2", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.png", f"{name}.txt"]
     assert (tmp_path / f"{name}.png").stat().st_size < 60_000
-    told = " ".join(done.stdout.split()[2:])  # after the two paths
+    told = (tmp_path / f"{name}.txt").read_text().strip()
+    assert " ".join(done.stdout.split()[3:]) == told  # after the three paths
     assert told.count(". ") == 1 and told.endswith(".") and "nan" not in told
     frame = pd.read_csv(tmp_path / f"{name}.csv")
     assert set(frame.seed) == {3, 4} and frame.algorithm.nunique() > 1 and not frame.isna().any(axis=None)

@@ -34,9 +34,11 @@ def quick(tmp_path_factory):
             command = [sys.executable, EXPERIMENTS / f"{name}.py", "--quick", "--seeds", "2", "--out", out]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-            assert {path.name for path in out.iterdir()} == {f"{name}.csv", f"{name}.png"}
+            assert {path.name for path in out.iterdir()} == {f"{name}.{x}" for x in ("csv", "png", "txt")}
             assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-            made[name] = done.stdout, pd.read_csv(out / f"{name}.csv")
+            told = (out / f"{name}.txt").read_text()
+            assert done.stdout.split()[3:] == told.split()  # after the three paths
+            made[name] = told, pd.read_csv(out / f"{name}.csv")
         return made[name]
 
     return run
@@ -46,7 +48,7 @@ def quick(tmp_path_factory):
 def test_quick_run_tells_what_it_shows(quick, name):
     told, rows = quick(name)
     assert set(rows["seed"]) == {1, 2}
-    assert " ".join(told.split(f"{name}.png\n")[1].split()).count(". ") == 1  # two sentences
+    assert told.count(". ") == 1  # two sentences
     assert "nan" not in told
 
 
