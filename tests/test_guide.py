@@ -107,7 +107,9 @@ def test_the_inventory_says_of_every_formula_where_it_is():
 
 def test_every_experiment_is_listed_and_shown():
     where = r"\(\.\./benchmarks/experiments/"
-    table = re.findall(rf"^\| \[(\w+)\]{where}(\w+)\.py\) \| .*{where}pictures/(\w+)\.png\) \|$", TEXT, re.MULTILINE)
+    table = re.findall(
+        rf"^\| \[(\w+)\]{where}(\w+)\.py\) \| .*{where}pictures/(\w+)\.png\): \S.* \|$", TEXT, re.MULTILINE
+    )
     assert table == [(name, name, name) for name in EXPERIMENTS]
     assert {row["experiment"] for row in ROWS} == {"", *EXPERIMENTS}
     screens = TEXT.split("## The algorithms")[1].split("## Experiments")[0]
