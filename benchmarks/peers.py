@@ -237,7 +237,10 @@ def train(args: Args) -> Path:
     """Train from scratch or from `args.resume`; returns the run folder. Raises UserError, RunFailed."""
     args = prepare(args)
     Peer.__name__ = args.algorithm  # by which the run folder knows an agent
-    peer = Peer(args)
+    try:
+        peer = Peer(args)
+    except AssertionError as error:  # of the library: a space that the algorithm cannot handle
+        raise UserError(f"--algorithm {args.algorithm} on --env-id {args.env_id}: {error}; use another") from error
     envs = SimpleNamespace(steps=0, finished=[], vector=peer.model.get_env())
     with PeerRun(args, peer, envs) as run:
         if not envs.steps:
@@ -254,9 +257,13 @@ def main() -> None:
     sys.path.append(os.getcwd())  # for own environments
     try:
         args = tyro.cli(Args, description=__doc__)
+        if args.resume and args.run_dir:
+            raise UserError("--resume and --run-dir exclude each other: use one")
         if args.resume:
-            saved = Args(**read(Path(args.resume, "config.json"))["args"])
-            args = tyro.cli(Args, description=__doc__, default=saved)
+            config = read(Path(args.resume, "config.json"))
+            if config.get("algorithm") not in SETTINGS:
+                raise UserError(f"{args.resume} is a run of {config.get('algorithm')}: use the script that made it")
+            args = tyro.cli(Args, description=__doc__, default=Args(**config["args"]))
         train(args)
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -107,10 +107,15 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path, algorithm):
 
 
 def test_mistakes_are_one_line(tmp_path):
-    folder = peers.train(args(tmp_path / "run", total_timesteps=100))
+    folder, other = peers.train(args(tmp_path / "run", total_timesteps=100)), tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"algorithm": "td3", "args": {"policy_delay": 2}}')
     for words, message in (
         (["--run-dir", str(folder)], "holds a run already"),
         (["--resume", str(folder), "--seed", "5"], "--seed 5 differs"),
+        (["--resume", str(folder), "--run-dir", "new"], "--resume and --run-dir exclude each other"),
+        (["--resume", str(other)], f"{other} is a run of td3"),
+        (["--algorithm", "sb3-sac", "--env-id", "CartPole-v1"], "--algorithm sb3-sac on --env-id CartPole-v1: "),
         (["--env-id", "None-v0"], "None"), (["--eval-every", "0"], "--eval-every 0 is out of range"),
     ):  # fmt: skip
         command = [sys.executable, peers.__file__, "--algorithm", "sb3-a2c", *words]
