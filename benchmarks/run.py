@@ -35,7 +35,6 @@ from typing import Any, Literal
 
 import tyro
 from executors import Local, Ray
-from executors import hardware as hardware  # for speed.py
 from filelock import FileLock, Timeout
 from records import InputError, code_sha256, last_words, read, read_json, write_atomically
 from suites import ALGORITHMS, PEERS, ROOT, SUITES, Experiment
