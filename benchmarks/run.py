@@ -380,7 +380,7 @@ def ask_to_pause(results: Path, wanted: bool) -> None:
         raise InputError(f"no benchmark is running in {results}: correct --results")
     if wanted:
         (results / ".pause").touch()
-        print("the runs stop where they are, within a second or two; --resume goes on")
+        print("within a second or two the runs stop where they are (on a cluster: none begins); --resume goes on")
     else:
         (results / ".pause").unlink(missing_ok=True)
         print("it goes on")
