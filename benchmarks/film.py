@@ -18,6 +18,7 @@ import torch
 import tyro
 from PIL import Image, ImageDraw
 from records import COMMITTED, ROOT, InputError, read_json
+from run import fail, require_at_least
 
 FRAMES_PER_SECOND = 20  # as many as HalfCheetah and Ant take steps
 
@@ -29,23 +30,28 @@ class Options:
     policies: tuple[Path, ...]
     """Run folders, or folders with config.json and policy.pt."""
     output: Path = COMMITTED / "policies.webp"
-    """The picture."""
+    """The picture, a .webp file."""
     seconds: float = 5.0
-    """Length; a task that ends earlier starts again."""
+    """Length (>= 0.05); a task that ends earlier starts again."""
     size: int = 200
-    """Height and width of a task's picture, in pixels."""
+    """Height and width of a task's picture, in pixels (>= 64)."""
 
 
 def frames(folder: Path, seconds: float, size: int) -> list[np.ndarray]:
     """Frames [size, size, 3] of a policy in its task, at the speed of the simulated time, with both names on them.
 
-    Raises InputError if the folder holds no policy, or nothing can be drawn.
+    Raises InputError if the folder holds no policy for a MuJoCo task, or nothing can be drawn.
     """
     name = read_json(folder / "config.json").get("algorithm", "")
     if not (ROOT / "algorithms" / f"{name}.py").exists() or not (folder / "policy.pt").exists():
         raise InputError(f"{folder} has no config.json of an algorithm here, or no policy.pt: name a run folder")
     script = importlib.import_module(name)
-    agent, env, _ = script.load_policy(folder, getattr(script, name.upper()), script.Args)
+    try:
+        agent, env, _ = script.load_policy(folder, getattr(script, name.upper()), script.Args)
+    except script.UserError as error:
+        raise InputError(str(error)) from error
+    if not hasattr(env.unwrapped, "dt"):
+        raise InputError(f"{folder} is of {env.spec.id}, which is no MuJoCo task: name others")
     env = script.make_env(env.spec.id, evaluation=True, render_mode="rgb_array", height=size, width=size)
     made, (s, _) = [], env.reset(seed=1)
     try:
@@ -66,22 +72,24 @@ def frames(folder: Path, seconds: float, size: int) -> list[np.ndarray]:
     return made
 
 
-def main() -> int:
-    """Command line; exit code 2 for what the user can put right."""
-    options = tyro.cli(Options, description=__doc__)
+def main(options: Options) -> None:
+    """Film the policies and write the picture. Raises InputError."""
+    require_at_least(options, seconds=1 / FRAMES_PER_SECOND, size=64)
+    if not options.policies:
+        raise InputError("no --policies: name at least one run folder")
+    if options.output.suffix != ".webp" or not os.access(options.output.parent, os.W_OK):
+        raise InputError(f"--output {options.output} cannot be written: name a .webp file in a folder that is there")
     os.environ.setdefault("MUJOCO_GL", "osmesa")  # read when mujoco is imported
     sys.path.append(str(ROOT / "algorithms"))
-    try:
-        films = [frames(folder, options.seconds, options.size) for folder in options.policies]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    pictures = [Image.fromarray(np.hstack(row)) for row in zip(*films, strict=True)]
+    films = [frames(folder, options.seconds, options.size) for folder in options.policies]
+    pictures = [Image.fromarray(np.hstack(row)) for row in zip(*films, strict=False)]  # one may be a frame longer
     timing = {"duration": 1000 // FRAMES_PER_SECOND, "loop": 0}
     pictures[0].save(options.output, save_all=True, append_images=pictures[1:], quality=60, method=4, **timing)
     print(f"{options.output}: {len(pictures)} frames, {options.output.stat().st_size / 2**20:.1f} MB")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except InputError as error:
+        fail(str(error))

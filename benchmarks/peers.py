@@ -160,9 +160,9 @@ def build(algorithm: str, make: Callable[[], gym.Env], settings: dict[str, Any],
 
 
 class Peer(nn.Module):
-    """A model of Stable-Baselines3 as an agent of our `Run`: its policy's parameters, and the rest as extra state."""
+    """A model of Stable-Baselines3 as an agent of our `Run`: its policy's parameters; the rest is a `Rest`."""
 
-    metrics, training_only = {}, ("_extra_state",)
+    metrics, training_only = {}, ()
 
     def __init__(self, args: Args):
         super().__init__()
@@ -170,26 +170,37 @@ class Peer(nn.Module):
         self.model = build(args.algorithm, lambda: make_env(args.env_id), settings, args.device)
         self.policy, self.statistics = self.model.policy, self.model.get_vec_normalize_env()
 
-    def get_extra_state(self) -> dict[str, bytes]:
-        """What else training goes on from, but for the environments."""
-        model = io.BytesIO()
-        self.model.save(model)
-        moments = self.statistics and (self.statistics.obs_rms, self.statistics.ret_rms)
-        return {"model": model.getvalue(), "rest": pickle.dumps((moments, getattr(self.model, "replay_buffer", None)))}
-
-    def set_extra_state(self, saved: dict[str, bytes]) -> None:
-        """Become the model that this is the state of."""
-        self.model = type(self.model).load(io.BytesIO(saved["model"]), self.model.get_env(), self.model.device)
-        moments, self.model.replay_buffer = pickle.loads(saved["rest"])
-        if self.statistics:
-            self.statistics.obs_rms, self.statistics.ret_rms = moments
-        self.policy = self.model.policy
-
     def act(self, s: torch.Tensor) -> torch.Tensor:
         """The deterministic policy in environment units; s is [n, obs] as the environments give it."""
         s = s.cpu().numpy()
         s = self.statistics.normalize_obs(s) if self.statistics else s
         return torch.from_numpy(self.model.predict(s, deterministic=True)[0])
+
+
+class Rest:
+    """What else a peer's training goes on from, but for the environments: the memory of our `Run`, in checkpoints only.
+
+    It holds the library's replay buffer, which is large from the start.
+    """
+
+    def __init__(self, peer: Peer):
+        self.peer = peer
+
+    def state_dict(self) -> dict[str, bytes]:
+        """The model as the library saves it, and what it leaves out."""
+        model, file, statistics = self.peer.model, io.BytesIO(), self.peer.statistics
+        model.save(file)
+        moments = statistics and (statistics.obs_rms, statistics.ret_rms)
+        return {"model": file.getvalue(), "rest": pickle.dumps((moments, getattr(model, "replay_buffer", None)))}
+
+    def load_state_dict(self, saved: dict[str, bytes]) -> None:
+        """Make the peer's model the one that this is the state of."""
+        old, statistics = self.peer.model, self.peer.statistics
+        model = type(old).load(io.BytesIO(saved["model"]), old.get_env(), old.device)
+        moments, model.replay_buffer = pickle.loads(saved["rest"])
+        if statistics:
+            statistics.obs_rms, statistics.ret_rms = moments
+        self.peer.model, self.peer.policy = model, model.policy
 
 
 class PeerRun(Run):
@@ -237,9 +248,12 @@ def train(args: Args) -> Path:
     """Train from scratch or from `args.resume`; returns the run folder. Raises UserError, RunFailed."""
     args = prepare(args)
     Peer.__name__ = args.algorithm  # by which the run folder knows an agent
-    peer = Peer(args)
+    try:
+        peer = Peer(args)
+    except AssertionError as error:  # of the library: a space that the algorithm cannot handle
+        raise UserError(f"--algorithm {args.algorithm} on --env-id {args.env_id}: {error}; use another") from error
     envs = SimpleNamespace(steps=0, finished=[], vector=peer.model.get_env())
-    with PeerRun(args, peer, envs) as run:
+    with PeerRun(args, peer, envs, Rest(peer)) as run:
         if not envs.steps:
             run.evaluate()
         if envs.steps < args.total_timesteps:
@@ -254,9 +268,13 @@ def main() -> None:
     sys.path.append(os.getcwd())  # for own environments
     try:
         args = tyro.cli(Args, description=__doc__)
+        if args.resume and args.run_dir:
+            raise UserError("--resume and --run-dir exclude each other: use one")
         if args.resume:
-            saved = Args(**read(Path(args.resume, "config.json"))["args"])
-            args = tyro.cli(Args, description=__doc__, default=saved)
+            config = read(Path(args.resume, "config.json"))
+            if config.get("algorithm") not in SETTINGS:
+                raise UserError(f"{args.resume} is a run of {config.get('algorithm')}: use the script that made it")
+            args = tyro.cli(Args, description=__doc__, default=Args(**config["args"]))
         train(args)
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -175,8 +175,8 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         "commit": status.get("commit") or "",
         "code_sha256": status.get("code_sha256") or (script.code if made_by == script.file else "unknown"),
         "same_as": "", "command": "; ".join(shlex.join(map(str, words)) for words in config.get("commands", [])),
-        "hardware": status.get("hardware", ""), "seconds": status.get("seconds"), "reason": status.get("reason", ""),
-        "error": last_words(status.get("stderr_tail") or ""), "folder": str(folder),
+        "hardware": status.get("hardware", ""), "seconds": status.get("seconds", float("nan")),
+        "reason": status.get("reason", ""), "error": last_words(status.get("stderr_tail") or ""), "folder": str(folder),
     }  # fmt: skip
     episodes = pd.DataFrame(columns=["step", "return", "length"])
     with contextlib.suppress(OSError, pd.errors.EmptyDataError):

@@ -35,7 +35,6 @@ from typing import Any, Literal
 
 import tyro
 from executors import Local, Ray
-from executors import hardware as hardware  # for speed.py
 from filelock import FileLock, Timeout
 from records import InputError, code_sha256, last_words, read, read_json, write_atomically
 from suites import ALGORITHMS, PEERS, ROOT, SUITES, Experiment
@@ -381,7 +380,7 @@ def ask_to_pause(results: Path, wanted: bool) -> None:
         raise InputError(f"no benchmark is running in {results}: correct --results")
     if wanted:
         (results / ".pause").touch()
-        print("the runs stop where they are, within a second or two; --resume goes on")
+        print("within a second or two the runs stop where they are (on a cluster: none begins); --resume goes on")
     else:
         (results / ".pause").unlink(missing_ok=True)
         print("it goes on")

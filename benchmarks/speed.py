@@ -34,9 +34,10 @@ import gymnasium as gym
 import pandas as pd
 import torch
 import tyro
+from executors import hardware
 from gymnasium.envs.mujoco import MujocoEnv
 from records import InputError, write_atomically
-from run import fail, hardware, require_at_least, require_known
+from run import fail, require_at_least, require_known
 from suites import ROOT
 
 ON_POLICY = ("reinforce", "a2c", "trpo", "ppo")

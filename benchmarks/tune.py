@@ -75,6 +75,8 @@ def distributions(args: Args) -> Space:
                 space[name] = optuna.distributions.CategoricalDistribution(text.split(","))
                 continue
             low, high, *scale = text.split(":")
+            if scale not in ([], ["log"]):
+                raise ValueError("the third part may only be log")
             number, kind = float, optuna.distributions.FloatDistribution
             if low.isdigit() and high.isdigit():
                 number, kind = int, optuna.distributions.IntDistribution
@@ -98,9 +100,13 @@ def flags_of(params: dict[str, object]) -> dict[str, str]:
 def scales_of(args: Args) -> dict[str, float]:
     """Task -> scale of its returns. Raises InputError."""
     try:
-        return {task: float(scale or 1) for task, _, scale in (word.partition("=") for word in args.tasks)}
+        scales = {task: float(scale or 1) for task, _, scale in (word.partition("=") for word in args.tasks)}
     except ValueError as error:
         raise InputError(f"--tasks: {error}; write Hopper-v5=1200") from error
+    if not all(scale > 0 for scale in scales.values()) or (len(scales) > 1 and not all("=" in x for x in args.tasks)):
+        told = " ".join(args.tasks)
+        raise InputError(f"--tasks {told}: several need a scale each, above 0, as in Hopper-v5=1200 Swimmer-v5=40")
+    return scales
 
 
 def jobs_of(args: Args, params: dict[str, object], seeds: tuple[int, ...]) -> list[run.Job]:

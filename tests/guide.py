@@ -2,10 +2,10 @@
 
     make guide
 
-writes anew what stands between the guide's markers, the line numbers of its links, and below the experiments' pictures
-what they show. A tag such as [TD3.2] at the end
-of a comment marks the line that computes an equation; lectures.csv says of every formula of the lectures which tags
-compute it, or which function of an experiment does, or why it is theory only.
+writes anew what stands between the guide's markers, the line numbers of its links, and beside the experiments' pictures
+what they show. A tag such as [TD3.2] at the end of a comment marks the line that computes an equation; lectures.csv
+says of every formula of the lectures which tags compute it, or which function of an experiment does, or why it is
+theory only.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""What the experiments share: the command line, the import of the algorithm files, the picture and the csv.
+"""What the experiments share: the command line, the import of the algorithm files, and the files that they write.
 
 Importing this module puts algorithms/ on the import path: `from common import setup, save` comes before `import ppo`.
 """
@@ -42,7 +42,7 @@ class Args:
     seeds: int = 5
     """How many seeds from there on (>= 2): the intervals are over them."""
     out: Path = Path("runs/experiments")
-    """Folder for the picture and the csv."""
+    """Folder for the picture, the csv, and a text with what the picture shows."""
     quick: bool = False
     """A version of a few seconds, to see that it runs; its numbers mean little."""
 

@@ -70,7 +70,7 @@ def test_evaluation_is_ours_deterministic_and_leaves_the_statistics_alone(tmp_pa
     folder = peers.train(args(tmp_path / "run", env_id="Pendulum-v1"))
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
     peer = peers.Peer(args(tmp_path, env_id="Pendulum-v1"))
-    peer.load_state_dict(saved["agent"])
+    peers.Rest(peer).load_state_dict(saved["memory"])
     before = peer.statistics.obs_rms.mean.copy()
     assert not np.allclose(before, 0), "it has seen observations"
     episodes = ppo.evaluate(peer, ppo.VectorEnvs("Pendulum-v1", 3, evaluation=True), 1, 3, "cpu")
@@ -100,17 +100,26 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path, algorithm):
     assert after[after["step"] <= 300].equals(rows) and after["step"].unique().tolist() == [0, 100, 200, 300, 400, 500]
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
     peer = peers.Peer(args(tmp_path, algorithm))
-    peer.load_state_dict(saved["agent"])
+    peers.Rest(peer).load_state_dict(saved["memory"])
     model = peer.model
     assert model.num_timesteps == 500
     assert algorithm == "sb3-a2c" or model.replay_buffer.size() == 500, "the memory went on, too"
+    policy = torch.load(folder / "policy.pt", weights_only=True)["policy"]
+    assert policy.keys() == peer.state_dict().keys() == saved["agent"].keys()
+    assert all(torch.equal(policy[name], x) for name, x in peer.state_dict().items())
+    assert all(name.startswith("policy.") for name in policy), "evaluations need not write the memory"
 
 
 def test_mistakes_are_one_line(tmp_path):
-    folder = peers.train(args(tmp_path / "run", total_timesteps=100))
+    folder, other = peers.train(args(tmp_path / "run", total_timesteps=100)), tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"algorithm": "td3", "args": {"policy_delay": 2}}')
     for words, message in (
         (["--run-dir", str(folder)], "holds a run already"),
         (["--resume", str(folder), "--seed", "5"], "--seed 5 differs"),
+        (["--resume", str(folder), "--run-dir", "new"], "--resume and --run-dir exclude each other"),
+        (["--resume", str(other)], f"{other} is a run of td3"),
+        (["--algorithm", "sb3-sac", "--env-id", "CartPole-v1"], "--algorithm sb3-sac on --env-id CartPole-v1: "),
         (["--env-id", "None-v0"], "None"), (["--eval-every", "0"], "--eval-every 0 is out of range"),
     ):  # fmt: skip
         command = [sys.executable, peers.__file__, "--algorithm", "sb3-a2c", *words]

@@ -83,6 +83,16 @@ def test_only_code_counts_for_the_hash(tmp_path, old, new, same):
     assert (records.code_sha256(tmp_path / "td3.py") == records.code_sha256(TD3)) == same
 
 
+def test_what_is_read_together_may_lack_different_things(tmp_path, recwarn):
+    """A run started by hand, which has no status.json, one by the harness, and a csv without runs.csv."""
+    (make_run(tmp_path / "runs") / "harness" / "status.json").unlink()
+    make_run(tmp_path / "runs", seed=2)
+    rows = make_csv(tmp_path / "mine.csv", ("dqn", "HalfCheetah-v5", 1, 0, 0), ("dqn", "HalfCheetah-v5", 1, 1000, 9))
+    _, runs = records.read([tmp_path / "runs", rows])
+    assert set(runs["state"]) == {"done"} and runs["seconds"].count() == 1
+    assert not list(recwarn), "pandas warns of columns without a type"
+
+
 def test_the_hash_is_the_same_for_every_version_of_python(tmp_path):
     (tmp_path / "f.py").write_text("def f(x: int = 1) -> int:\n    return -x or None\n")
     wanted = "e1d0abb36ad1d4d9602857ed1f6e9c5ffaebe98d5fe8c29bda4f833305d2adc6"

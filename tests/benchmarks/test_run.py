@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import executors
@@ -222,6 +223,19 @@ def test_a_paused_benchmark_stands_still_goes_on_and_ends_with_its_harness(tmp_p
     process.communicate()
     (child,) = started(folder)
     wait_for(lambda: not alive(child["pid"]), 5)
+
+
+def test_no_run_begins_in_a_pause(tmp_path, monkeypatch):
+    executor, begun = executors.Local(), []
+    nothing = lambda *_: begun.append(True) or subprocess.Popen([sys.executable, "-c", ""])  # noqa: E731
+    monkeypatch.setattr(executors, "launch", nothing)
+    executor.pause(True)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(executor.run, *run.plan(args(tmp_path)))
+        time.sleep(0.3)
+        assert not begun
+        executor.pause(False)
+        assert ended.result()[0] == 0 and begun
 
 
 def test_the_clock_stands_still_in_a_pause(monkeypatch):

@@ -49,7 +49,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
         ({"seeds": (10, 11)}, "--seeds 10 11: seeds 1 to 10 are for results, use 11 and up"),
         ({"seeds": ()}, "--seeds"),
         ({"range": ()}, "nothing to tune"), ({"range": ("gain=1",)}, "--range gain=1: "), ({"trials": 0}, "--trials 0"),
-        ({"range": ("delay",)}, "--range delay: "), ({"tasks": ("A-v0=x",)}, "write Hopper-v5=1200"),
+        ({"range": ("delay",)}, "--range delay: "), ({"range": ("gain=1:2:lin",)}, "may only be log"),
+        ({"tasks": ("A-v0=x",)}, "write Hopper-v5=1200"), ({"tasks": ("A-v0=0",)}, "--tasks A-v0=0: "),
+        ({"tasks": ("A-v0", "B-v0=2")}, "--tasks A-v0 B-v0=2: several need a scale each"),
         ({"algorithm": "dqn"}, "--algorithms dqn is unknown"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)) as raised:
