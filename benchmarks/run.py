@@ -400,8 +400,10 @@ def overview(results: Path) -> str:
     evaluations, runs = read([results])
     if not in_use(results):
         runs["state"] = runs["state"].str.replace("running", "stopped")
+    runs["state"] = runs["state"].str.partition(" at step ")[0]
+    runs["step"] = [reached(Path(folder)) for folder in runs["folder"]]
     runs["evaluation"] = runs["run"].map(evaluations.groupby("run")["return"].last())
-    columns = ["algorithm", "env_id", "seed", "state", "total_timesteps", "evaluation", "error"]
+    columns = ["algorithm", "env_id", "seed", "state", "step", "total_timesteps", "evaluation", "error"]
     return f"{told(runs['state'])}\n" + runs[columns].to_string(index=False, float_format="%.1f", na_rep="-")
 
 
