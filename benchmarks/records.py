@@ -152,7 +152,7 @@ def setting_of(flag: str, value: str) -> tuple[str, Any]:
 
 def run_id(run: pd.Series | dict[str, Any]) -> str:
     """Name of a run: 8 letters from what tells it from all others."""
-    key = [str(run[name]) for name in [*CELL, "seed"]]
+    key = [str(run[name]) for name in [*CELL, "seed", "code_sha256"]]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
 
 

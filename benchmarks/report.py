@@ -302,8 +302,11 @@ def merge(options: Options) -> None:
     earlier = [options.export] if (options.export / "results.csv").exists() else []
     evaluations, runs = read([*earlier, *options.results])
     kept = runs[runs["state"].str.match("done|failed")]
+    found = cells(evaluations, kept)
+    shown = kept["run"].isin([run for cell in found for run in cell.runs["run"]])
+    kept = kept[shown | ~kept["stale"] | is_tuning(kept)]  # without earlier code's where there are as many of today's
     export(evaluations[evaluations["run"].isin(kept["run"])], kept, options.export)
-    keep_policies(cells(evaluations, kept), options.export / "policies")
+    keep_policies(found, options.export / "policies")
     left = f"{len(runs) - len(kept)} unfinished ones left out"
     print(f"{options.export} now holds {len(kept)} runs, {kept['stale'].sum()} of them of earlier code; {left}")
 

@@ -182,3 +182,16 @@ def test_the_policy_nearest_the_median_is_kept(tmp_path):
     assert export("first", {1: 100.0, 2: 300.0, 3: 200.0, 11: 200.0}) == (3, "policy of seed 3")
     assert export("second", {4: 500.0, 5: 400.0}) == (3, "policy of seed 3")  # 300 is the median, seed 2 not at hand
     assert export("third", {6: 310.0, 7: 600.0}) == (6, "policy of seed 6")
+
+
+def test_runs_of_earlier_code_are_kept_until_there_are_as_many_of_today(tmp_path):
+    def kept(name, seeds, **status):
+        for seed in seeds:
+            make_run(tmp_path / name, seed=seed, **status)
+        report.merge(report.Options((tmp_path / name,), export=tmp_path / "kept"))
+        _, runs = records.read([tmp_path / "kept"])
+        return [*zip(runs["seed"], runs["stale"], strict=True)]
+
+    kept("earlier", (1, 2, 11), code_sha256="of other code")
+    assert sorted(kept("today", (1,))) == [(1, False), (1, True), (2, True), (11, True)]
+    assert sorted(kept("later", (2,))) == [(1, False), (2, False), (11, True)]
