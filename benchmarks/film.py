@@ -52,7 +52,9 @@ def frames(folder: Path, seconds: float, size: int) -> list[np.ndarray]:
         raise InputError(str(error)) from error
     if not hasattr(env.unwrapped, "dt"):
         raise InputError(f"{folder} is of {env.spec.id}, which is no MuJoCo task: name others")
-    env = script.make_env(env.spec.id, evaluation=True, render_mode="rgb_array", height=size, width=size)
+    cameras = [env.unwrapped.model.camera(k).name for k in range(env.unwrapped.model.ncam)]
+    follow = {"camera_name": "track"} if "track" in cameras else {}  # what runs would leave the picture
+    env = script.make_env(env.spec.id, evaluation=True, render_mode="rgb_array", height=size, width=size, **follow)
     made, (s, _) = [], env.reset(seed=1)
     try:
         env.render()

@@ -9,7 +9,7 @@ import pytest
 from records import COMMITTED
 
 POLICIES = sorted(path.parent for path in COMMITTED.glob("policies/*/*/policy.pt"))
-EVALUATED = ["ppo/HalfCheetah-v5", "reinforce-no-learned-baseline/Swimmer-v5", "trpo/Walker2d-v5"]
+EVALUATED = ["ppo/HalfCheetah-v5", "ppo/Walker2d-v5", "reinforce/Humanoid-v5"]
 
 
 def run_of(folder):
