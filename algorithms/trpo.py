@@ -496,6 +496,8 @@ class TRPO(nn.Module):
         else:
             nn.utils.vector_to_parameters(theta_old, self.theta())
             loss, kl, share = loss_old, torch.zeros_like(kl), 0.0
+        for p in self.theta():  # off the vector: a product's last digits depend on where in memory its matrices begin,
+            p.data = p.data.clone()  # and a resumed run has each parameter in memory of its own
         return {"policy_loss": loss, "improvement": loss_old - loss, "kl": kl, "step_size": share}
 
     def update(

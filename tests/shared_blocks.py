@@ -21,7 +21,7 @@ WRITTEN_PER_FILE = {  # name -> why its text differs
     "collect": "REINFORCE collects whole episodes, the others a fixed number of steps",
 }
 BUDGET = {  # most code lines, as counted by code_lines
-    "reinforce": 657, "a2c": 608, "ppo": 636, "trpo": 687, "ddpg": 586, "td3": 571, "sac": 611, "her_ddpg": 660,
+    "reinforce": 657, "a2c": 608, "ppo": 636, "trpo": 689, "ddpg": 586, "td3": 571, "sac": 611, "her_ddpg": 660,
     "section 5": 345,
 }  # fmt: skip
 DIFFERENT_DEFAULTS = {  # settings whose best value is a matter of the algorithm

@@ -171,7 +171,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     folder = tmp_path / RUN
     first = harness(tmp_path)
     wait_for((folder / "checkpoint.pt").exists)
-    assert re.search(r"1 running\n.* running at step \d+ +100000", said(tmp_path, "--status"), re.S)
+    assert re.search(r"1 running\n.* running +\d+ +100000", said(tmp_path, "--status"), re.S)
     second = harness(tmp_path)
     error = f"error: {tmp_path} is in use by another benchmark: wait for it, or choose other --results\n"
     assert second.communicate() == ("", error) and second.returncode == 2
