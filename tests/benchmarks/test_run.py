@@ -180,7 +180,7 @@ def test_a_harness_is_alone_and_when_it_is_killed_its_run_ends_and_goes_on_later
     (child,) = started(folder)
     wait_for(lambda: not alive(child["pid"]), 5)
     assert status(folder)["state"] == "running", "nobody was left to write"
-    assert re.search(r"1 stopped\n.* stopped at step \d+ +100000", said(tmp_path, "--status"), re.S)
+    assert re.search(r"1 stopped\n.* stopped +\d+ +100000", said(tmp_path, "--status"), re.S)
     again = harness(tmp_path)
     wait_for(lambda: len(started(folder)) == 2)
     again.send_signal(signal.SIGINT)
