@@ -131,6 +131,7 @@ def test_without_line_search_the_full_step_is_taken_whatever_it_does():
     step = -3 * a.natural_step(*data)[0]  # to a worse policy, beyond the bound
     info = a.take(step, *data)
     assert torch.equal(theta(a), before + step)
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in a.actor.parameters()), "views: a resume differs"
     assert info["step_size"] == 1 and info["improvement"].item() < 0 and info["kl"].item() > 0.01
     assert not a.natural_step(*data[:3], 0 * data[3])[0].any()  # without advantages nothing moves
 
