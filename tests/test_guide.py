@@ -126,7 +126,9 @@ def test_every_experiment_is_listed_and_shown():
 def test_headings_that_are_linked_exist_once():
     anchors = [guide.anchor(x) for x in re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)]
     assert guide.anchor("DDPG: Pseudo Code (1/2)") == "ddpg-pseudo-code-12"
-    for link in re.findall(r"\]\(#([^)]+)\)", TEXT):
+    readme = re.findall(r"\]\(algorithms/README\.md#([^)]+)\)", (ALGORITHMS.parent / "README.md").read_text())
+    assert len(readme) >= 5, "README leads straight to each lecture"
+    for link in readme + re.findall(r"\]\(#([^)]+)\)", TEXT):
         assert anchors.count(link) == 1, link
 
 
