@@ -347,7 +347,7 @@ class A2C(nn.Module):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, args: Args):
         super().__init__()
         self.args, obs_dim = args, flat_size(observation_space)
-        self.actor = make_actor(obs_dim, action_space, args.log_std_init)
+        self.actor = make_actor(obs_dim, action_space, args.log_std_init)  # initialise theta   [INIT.1]
         self.critic = mlp(obs_dim, 1, gain=1.0)  # V(s; theta) ~ V^pi(s)   [V.1]
         if args.shared_network:  # the critic keeps only its own last layer
             policy = self.actor.logits if isinstance(self.actor, SoftmaxActor) else self.actor.mu

@@ -330,14 +330,14 @@ class DDPG(nn.Module):
         self.register_buffer("high", high)
         self.register_buffer("ou_state", torch.zeros(args.num_envs, len(low)), persistent=False)
         if args.network == "lillicrap":
-            self.actor = DeterministicActor(obs_dim, low, high, hidden=(400, 300))
-            self.critic = LateActionCritic(obs_dim, len(low), hidden=(400, 300))
+            self.actor = DeterministicActor(obs_dim, low, high, hidden=(400, 300))  # [INIT.1]
+            self.critic = LateActionCritic(obs_dim, len(low), hidden=(400, 300))  # [INIT.2]
             for last in (self.actor.net[-1], self.critic.net[-1]):
                 nn.init.uniform_(last.weight, -3e-3, 3e-3)
                 nn.init.uniform_(last.bias, -3e-3, 3e-3)
         else:
-            self.actor = DeterministicActor(obs_dim, low, high)
-            self.critic = Critic(obs_dim, len(low))
+            self.actor = DeterministicActor(obs_dim, low, high)  # initialise theta_mu   [INIT.1]
+            self.critic = Critic(obs_dim, len(low))  # initialise theta_Q   [INIT.2]
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)  # theta_mu' <- theta_mu   [TARGET.1]
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)  # theta_Q' <- theta_Q   [TARGET.1]
         self.to(args.device)
@@ -366,7 +366,7 @@ class DDPG(nn.Module):
 
     def restart_noise(self, done: Tensor) -> None:
         """Back to 0 with the noise of environments whose episode is over; done [n] is boolean."""
-        self.ou_state.masked_fill_(done.unsqueeze(-1), 0.0)  # eps_{-1} = 0: a new process for every episode   [DDPG.6]
+        self.ou_state.masked_fill_(done.unsqueeze(-1), 0.0)  # eps_{-1} = 0: a new process for every episode   [DDPG.7]
 
     def explore_uniformly(self, n: int) -> Tensor:
         """n actions drawn uniformly from the action space, [n, act]."""

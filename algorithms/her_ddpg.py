@@ -445,8 +445,8 @@ class HER_DDPG(nn.Module):
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         self.obs_stats = RunningMoments(obs_dim)
-        self.actor = DeterministicActor(obs_dim, low, high, hidden=(256, 256, 256))
-        self.critic = Critic(obs_dim, len(low), hidden=(256, 256, 256))
+        self.actor = DeterministicActor(obs_dim, low, high, hidden=(256, 256, 256))  # initialise theta_mu   [INIT.1]
+        self.critic = Critic(obs_dim, len(low), hidden=(256, 256, 256))  # initialise theta_Q   [INIT.2]
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)  # theta_mu' <- theta_mu   [TARGET.1]
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)  # theta_Q' <- theta_Q   [TARGET.1]
         self.to(args.device)

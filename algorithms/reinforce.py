@@ -337,7 +337,7 @@ class REINFORCE(nn.Module):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, args: Args):
         super().__init__()
         self.args, obs_dim = args, flat_size(observation_space)
-        self.actor = make_actor(obs_dim, action_space, args.log_std_init)
+        self.actor = make_actor(obs_dim, action_space, args.log_std_init)  # initialise theta   [INIT.1]
         self.critic = mlp(obs_dim, 1, gain=1.0)
         self.obs_stats = RunningMoments(obs_dim)
         self.return_stats = RunningMoments(1)

@@ -346,8 +346,8 @@ class SAC(nn.Module):
         self.learn_alpha, self.target_entropy = args.alpha == "auto", -len(low)
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        self.actor = SquashedGaussianActor(obs_dim, low, high)
-        self.critics = nn.ModuleList([Critic(obs_dim, len(low)) for _ in range(2)])
+        self.actor = SquashedGaussianActor(obs_dim, low, high)  # initialise the policy   [INIT.1]
+        self.critics = nn.ModuleList([Critic(obs_dim, len(low)) for _ in range(2)])  # initialise theta_1, 2   [INIT.2]
         self.temperature = Temperature(args.alpha)
         self.value = relu_mlp(obs_dim, 256, 256, 1) if args.value_network else None  # V_psi   [V.1]
         # what the critics bootstrap from: a copy of V_psi, or of both Q_i, that follows slowly

@@ -303,8 +303,8 @@ class TD3(nn.Module):
         self.exploration_noise = args.exploration_noise
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        self.actor = DeterministicActor(obs_dim, low, high)
-        self.critics = nn.ModuleList([Critic(obs_dim, len(low)) for _ in range(2)])
+        self.actor = DeterministicActor(obs_dim, low, high)  # initialise theta_mu   [INIT.1]
+        self.critics = nn.ModuleList([Critic(obs_dim, len(low)) for _ in range(2)])  # initialise theta_1, 2   [INIT.2]
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)  # theta_mu' <- theta_mu   [TARGET.1]
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)  # theta_i' <- theta_i   [TARGET.1]
         self.updates = 0

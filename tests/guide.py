@@ -4,7 +4,7 @@
 
 writes anew what stands between the guide's markers, the line numbers of its links, and beside the experiments' pictures
 what they show. A tag such as [TD3.2] at the end of a comment marks the line that computes an equation; lectures.csv
-says of every formula of the lectures which tags compute it, or which function of an experiment does, or why it is
+says of every formula of the lectures which tags compute it, in the algorithm files or in an experiment, or why it is
 theory only.
 """
 
@@ -36,8 +36,9 @@ SLIPS = {"loose": "*Loosely written:* ", "wrong": "*A slip:* "}
 
 @dataclass
 class Source:
-    """An algorithm file: where its tags and its functions are."""
+    """An algorithm file or an experiment: where its tags and its functions are."""
 
+    path: str = ""  # as the guide links it
     tags: dict[str, list[int]] = field(default_factory=dict)  # tag -> lines whose comment holds it
     fullest: dict[str, int] = field(default_factory=dict)  # tag -> the one of these with the longest comment
     lines: dict[str, int] = field(default_factory=dict)  # function, class or Class.method -> line of its def
@@ -46,7 +47,8 @@ class Source:
 
 def read_source(path: Path) -> Source:
     """The tags and functions of a file."""
-    text, source = path.read_text(), Source()
+    folder = "../benchmarks/experiments/" if path.parent == PROGRAMS else ""
+    text, source = path.read_text(), Source(folder + path.name)
     for node in ast.parse(text).body:
         inner = node.body if isinstance(node, ast.ClassDef) else []
         for part, name in [(node, ""), *((x, f"{node.name}.") for x in inner)]:
@@ -73,22 +75,13 @@ def tag_links(tag: str, only: str, sources: dict[str, Source]) -> str:
     """A tag and links to all its lines, by method; only names the files (without .py), or is empty for all of them."""
     places: dict[str, list[str]] = {}
     for name, source in sources.items():
-        if name in (only.split() or FILES):
+        if name in (only.split() or sources):
             for line in source.tags.get(tag, []):
-                places.setdefault(source.methods[line], []).append(f"[{name}.py:{line}]({name}.py#L{line})")
+                method = source.methods.get(line, "constants")
+                places.setdefault(method, []).append(f"[{name}.py:{line}]({source.path}#L{line})")
     if not places:
         sys.exit(f"error: lectures.csv names {tag} in {only or 'any file'}, where no comment has it: mend one of them")
     return f"**{tag}** " + "; ".join(f"`{method}` {', '.join(links)}" for method, links in places.items())
-
-
-def function_link(function: str) -> str:
-    """A link to the line of a function of the experiments, given as FILE.FUNCTION or FILE.CLASS.METHOD."""
-    file, name = function.split(".", 1)
-    path = PROGRAMS / f"{file}.py"
-    lines = read_source(path).lines if path.exists() else {}
-    if name not in lines:
-        sys.exit(f"error: lectures.csv names {function}, which benchmarks/experiments/ lacks: mend one of them")
-    return f"`{name}` [{file}.py:{lines[name]}](../benchmarks/experiments/{file}.py#L{lines[name]})"
 
 
 def prose(text: str, sources: dict[str, Source]) -> str:
@@ -96,7 +89,7 @@ def prose(text: str, sources: dict[str, Source]) -> str:
     parts = []
     for part in re.split(r"(`[^`]*`|\[[A-Z][A-Z0-9]*\.[0-9]+\])", text):
         if tag := TAG.fullmatch(part):
-            places = [f"{name}.py#L{s.fullest[tag[1]]}" for name, s in sources.items() if tag[1] in s.tags]
+            places = [f"{x.path}#L{x.fullest[tag[1]]}" for x in sources.values() if tag[1] in x.tags]
             if not places:
                 sys.exit(f"error: lectures.csv mentions {part}, which no comment in the code has: mend one of them")
             part = f"{part}({places[0]})"
@@ -124,7 +117,7 @@ def anchor(heading: str) -> str:
 def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
     """A lecture's slides in order, each with a table of its formulas and a line of those that are theory only."""
     slides = dict.fromkeys(row["slide"] for row in rows if row["lecture"] == lecture)
-    parts = [" · ".join(f"[{slide}](#{anchor(slide)})" for slide in slides) + "\n"]
+    parts = ["".join(f"- [{slide}](#{anchor(slide)})\n" for slide in slides)]
     for slide, group in itertools.groupby((r for r in rows if r["lecture"] == lecture), key=lambda row: row["slide"]):
         lines, theory = [f"#### {slide}", ""], []
         shown = "in the paper" if lecture == "papers" else "on the slide"
@@ -134,10 +127,9 @@ def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, S
             if row["status"] == "theory":
                 theory.append(f"`{row['formula']}`: {remark(row, sources, '; ')}")
                 continue
-            if row["status"] == "implemented":
-                where = "<br>".join(tag_links(tag, row["files"], sources) for tag in row["tags"].split())
-            else:
-                where = f"experiment [{row['experiment']}](#experiments): {function_link(row['function'])}"
+            where = "<br>".join(tag_links(tag, row["files"], sources) for tag in row["tags"].split())
+            if row["status"] == "experiment":
+                where = f"experiment [{row['experiment']}](#experiments): {where}"
             table.append(f"| {formula}{row['name'] and ' ' + row['name']} | {where} | {remark(row, sources, '<br>')} |")
         lines += [*table, ""] if len(table) > 2 else []
         if theory:
@@ -147,19 +139,27 @@ def lecture_index(lecture: str, rows: list[dict[str, str]], sources: dict[str, S
 
 
 def tag_index(rows: list[dict[str, str]], sources: dict[str, Source]) -> str:
-    """A table from every tag back to the slides (or papers) that show its equation."""
-    table = ["| tag | lines | slides |", "|---|---|---|"]
-    tags = {tag for source in sources.values() for tag in source.tags}
-    for tag in sorted(tags, key=lambda tag: (tag.split(".")[0], int(tag.split(".")[1]))):
-        slides = [(r["lecture"], r["slide"]) for r in rows if tag in r["tags"].split()]
-        places = [f"{lecture}: [{prose(slide, sources)}](#{anchor(slide)})" for lecture, slide in dict.fromkeys(slides)]
-        table.append(f"| {tag} | {tag_links(tag, '', sources).split(' ', 1)[1]} | {'<br>'.join(places)} |")
-    return "\n".join(table) + "\n"
+    """For each file, its tags in the order of its lines, and the slides (or papers) that show their equations.
+
+    A slide's pseudo-code of another algorithm is named only where no other slide shows the tag.
+    """
+    lines, programs = [], [name for name in sources if name not in FILES]
+    for title, names in [*((f"{file}.py", [file]) for file in FILES), ("The experiments", programs)]:
+        lines += [f"#### {title}", "", "| tag | lines | slides |", "|---|---|---|"]
+        for name, tag in ((x, tag) for x in names for tag in sorted(sources[x].tags, key=sources[x].tags.get)):
+            shown = [row for row in rows if tag in row["tags"].split()]
+            own = [row for row in shown if name in (row["files"].split() or [name])] or shown
+            slides = dict.fromkeys((row["lecture"], row["slide"]) for row in own)
+            places = [f"{lecture}: [{prose(slide, sources)}](#{anchor(slide)})" for lecture, slide in slides]
+            lines.append(f"| {tag} | {tag_links(tag, name, sources).split(' ', 1)[1]} | {'<br>'.join(places)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def renew(text: str, folder: Path = ALGORITHMS) -> str:
     """The guide with its generated parts and the line numbers of all its links as they must be."""
-    sources, rows = {name: read_source(folder / f"{name}.py") for name in FILES}, read_lectures(folder)
+    paths = [*(folder / f"{name}.py" for name in FILES), *sorted(PROGRAMS.glob("*.py"))]
+    sources, rows = {path.stem: read_source(path) for path in paths}, read_lectures(folder)
 
     def link(match: re.Match) -> str:
         quote, name, file = match.groups()

@@ -40,7 +40,7 @@ def act(actor: DeterministicActor, theta: Tensor, s: Tensor) -> Tensor:
 def refit(theta: Tensor, score: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """m and sd [k] of the best quarter of theta [N, k] by their score [N]."""
     best = theta[score.topk(len(theta) // 4).indices]
-    return best.mean(0), best.std(0, correction=0).clamp_min(floor)
+    return best.mean(0), best.std(0, correction=0).clamp_min(floor)  # m, sd of the best   [CEM.2]
 
 
 def learn(name: str, seed: int, task: str, total: int):
@@ -53,7 +53,7 @@ def learn(name: str, seed: int, task: str, total: int):
     trpo = TRPO(*envs.spaces, TRPOArgs(device="cpu", compile=False, num_envs=N))
     for k in range(1, total + 1):
         if name in CEM:
-            theta = m + sd * torch.randn(N, len(m))
+            theta = m + sd * torch.randn(N, len(m))  # theta_i ~ N(m, diag(sd^2))   [CEM.1]
             envs.restart()
             m, sd = refit(theta, envs.play(partial(act, actor, theta)), floor=0.1)
         else:

@@ -166,10 +166,10 @@ def estimated_and_true(agent: Any, critic: Callable, env: gym.Env, gamma: float,
     for s, r, cut in episodes(agent, env, seed, n):
         g = np.zeros(len(r) + 1)
         for t in reversed(range(len(r))):
-            g[t] = r[t] + gamma * g[t + 1]
+            g[t] = r[t] + gamma * g[t + 1]  # the true return   [BIAS.1]
         counted = slice(max(len(r) - missing, 0) if cut else len(r))
         with torch.no_grad():
-            estimated.extend(critic(s, agent.act(s)).tolist()[counted])
+            estimated.extend(critic(s, agent.act(s)).tolist()[counted])  # Q(s, mu(s))   [BIAS.1]
         true.extend(g[:-1][counted])
     return {"estimated": float(np.mean(estimated)), "true": float(np.mean(true))}
 

@@ -17,7 +17,7 @@ from ddpg import Replay, follow, gradient_step, relu_mlp
 from learning import Envs, curves, over_seeds, runs
 from torch import Tensor, nn
 
-GAMMA, TORQUES = 0.98, torch.linspace(-2, 2, 11).unsqueeze(-1)  # TORQUES: the quantised actions
+GAMMA, TORQUES = 0.98, torch.linspace(-2, 2, 11).unsqueeze(-1)  # quantised actions   [DQN.4]
 NOISE = 3.0  # std of noise in the rewards, which are -16 to 0: the values stay, but max prefers what errs upwards
 
 
@@ -33,13 +33,13 @@ class DQN(nn.Module):
     @torch.no_grad()
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor) -> Tensor:
         """y [n]: theta- values the action that theta (double) or theta- itself prefers."""
-        best = (self.q if self.double else self.q_target)(s2).argmax(-1, keepdim=True)
-        return r + GAMMA * (1 - terminal) * self.q_target(s2).gather(-1, best).squeeze(-1)
+        best = (self.q if self.double else self.q_target)(s2).argmax(-1, keepdim=True)  # argmax_a' Q(s', a')   [DQN.1]
+        return r + GAMMA * (1 - terminal) * self.q_target(s2).gather(-1, best).squeeze(-1)  # y   [DQN.1]
 
     def loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, terminal: Tensor):
         """L(theta); a is a float, as the replay memory keeps it."""
         q = self.q(s).gather(-1, a.long()).squeeze(-1)
-        return (self.target(r, s2, terminal) - q).square().mean(), {}
+        return (self.target(r, s2, terminal) - q).square().mean(), {}  # L = mean (y - Q(s, a))^2   [DQN.2]
 
 
 def learn(name: str, seed: int, steps: int):
@@ -47,14 +47,14 @@ def learn(name: str, seed: int, steps: int):
     envs, test = Envs("Pendulum-v1", 1, seed), Envs("Pendulum-v1", 16, 1000, max_episode_steps=400)  # 0.98^400 < 0.001
     agent, memory = DQN(3, len(TORQUES), double=name == "double DQN"), Replay(50_000, 3, 1, "cpu")
     for step in range(1, steps + 1):
-        s, greedy = envs.obs, torch.rand(1) > max(0.05, 1 - step / 2000)
-        a = agent.q(s).argmax(-1) if greedy else torch.randint(len(TORQUES), (1,))
+        s, greedy = envs.obs, torch.rand(1) > max(0.05, 1 - step / 2000)  # 1 - eps   [DQN.3]
+        a = agent.q(s).argmax(-1) if greedy else torch.randint(len(TORQUES), (1,))  # argmax_a Q(s, a)   [DQN.3]
         s2, r, terminal, _ = envs.step(TORQUES[a])
         memory.add(s, a, r + NOISE * torch.randn(1), s2, terminal)
         if step >= 500:
             agent.step(*memory.sample(64))
         if step % 200 == 0:
-            follow(agent.q_target, agent.q, 1.0)  # theta- <- theta
+            follow(agent.q_target, agent.q, 1.0)  # theta- <- theta   [DQN.5]
         if step % 1000 == 0:
             best = agent.q(test.restart(seed=1000)).max(-1).values
             true = test.play(lambda s: TORQUES[agent.q(s).argmax(-1)], GAMMA)

@@ -23,7 +23,7 @@ def run(seed: int, her: bool, cycles: int) -> list[dict]:
     """Train with or without hindsight; share of 20 episodes that end at their goal, after every 10 cycles."""
     torch.manual_seed(seed)
     small = {"num_envs": 1, "batch_size": 64, "buffer_size": 100_000, "action_l2": 0.1, "tau": 0.1}
-    args = her_ddpg.Args(env_id=TASK, her=her, device="cpu", compile=False, **small)
+    args = her_ddpg.Args(env_id=TASK, her=her, device="cpu", compile=False, **small)  # with and without   [HIND.1]
     env, eval_env, rows = her_ddpg.make_env(TASK), her_ddpg.make_env(TASK), []
     agent = her_ddpg.HER_DDPG(env.observation_space, env.action_space, args)
     memory = her_ddpg.HindsightReplay(args, env.observation_space.shape[0], env.action_space.shape[0])

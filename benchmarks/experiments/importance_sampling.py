@@ -35,10 +35,10 @@ def run(seed: int, batches: int) -> list[dict]:
                 s, a, r = simulate(other, N, HORIZON)
                 logp_other = other.log_prob(s, a)[0]
             logp = reinforce.actor.log_prob(s, a)[0]
-            weight = (logp - logp_other).sum(0).exp().detach()  # prod_t pi_theta / pi_theta'
+            weight = (logp - logp_other).sum(0).exp().detach()  # prod_t pi_theta / pi_theta'   [IS.1]
             g = reinforce.advantages(s, reinforce.returns(r, s[-1], torch.ones(N), running), running)
             for name, w in zip(NAMES, (torch.ones(N), weight, weight / weight.mean()), strict=True):
-                estimates[name].append(reinforce.policy_gradient(logp, w * g, running))
+                estimates[name].append(reinforce.policy_gradient(logp, w * g, running))  # w grad log pi G   [IS.1]
             weights.append(weight)
         w = torch.stack(weights).double()
         share = (w.sum(1).square() / (N * w.square().sum(1))).mean().item()

@@ -9,7 +9,7 @@ import torch
 from ddpg import Replay
 from torch import Tensor
 
-GOALS = torch.tensor([[5.0, 0.0], [0.0, 5.0], [-5.0, 0.0], [0.0, -5.0]])
+GOALS = torch.tensor([[5.0, 0.0], [0.0, 5.0], [-5.0, 0.0], [0.0, -5.0]])  # four, all worth the same   [GOALS.1]
 ANGLES = torch.arange(16) * torch.pi / 8  # of the actions; a step has length 1 and a reward of -1
 
 

@@ -29,7 +29,7 @@ def run(seed: int, batches: int) -> list[dict]:
         estimates = {name: [] for name in NAMES}
         for _ in range(batches):
             s, a, r = simulate(reinforce.actor, N, horizon)
-            gradient = torch.autograd.grad(r.sum(0).mean(), reinforce.theta())
+            gradient = torch.autograd.grad(r.sum(0).mean(), reinforce.theta())  # grad 1/N sum_i sum_t r   [PATH.1]
             estimates["pathwise"].append(torch.cat([g.flatten() for g in gradient]))
             s, a, r = s.detach(), a.detach(), r.detach()
             logp, g = reinforce.actor.log_prob(s, a)[0], reinforce.returns(r, s[-1], torch.ones(N), running)

@@ -37,7 +37,7 @@ class PenaltyPPO(PPO):
 
     def loss(self, *minibatch: Tensor):
         loss, info = super().loss(*minibatch)
-        return loss + self.beta * info["kl"], info  # - L^KLPEN = - mean(ratio A) + beta KL[pi_old, pi]
+        return loss + self.beta * info["kl"], info  # -L^KLPEN = -mean(ratio A) + beta KL   [KLPEN.1]
 
     def update(self, s: Tensor, *rest) -> dict:
         old, s_seen = copy.deepcopy(self.actor), self.normalise(s.flatten(0, 1))
@@ -45,7 +45,7 @@ class PenaltyPPO(PPO):
         before, after = (Normal(actor.mu(s_seen), actor.log_std.exp()) for actor in (old, self.actor))
         d = kl_divergence(before, after).sum(-1).mean().item()
         if self.kl_target is not None:
-            self.beta *= 0.5 if d < self.kl_target / 1.5 else 2 if d > 1.5 * self.kl_target else 1
+            self.beta *= 0.5 if d < self.kl_target / 1.5 else 2 if d > 1.5 * self.kl_target else 1  # [KLPEN.2]
         return {"kl": d, "log_kl": np.log10(d), "beta": self.beta}
 
 

@@ -28,7 +28,7 @@ def value(q: Tensor, alpha: float) -> Tensor:
 
 def policy(q: Tensor, alpha: float) -> Tensor:
     """pi(. | s) [..., actions] of Q(s, .) [..., actions]."""
-    return ((q - value(q, alpha).unsqueeze(-1)) / alpha).exp()  # pi(a | s) = exp((Q(s, a) - V(s)) / alpha)
+    return ((q - value(q, alpha).unsqueeze(-1)) / alpha).exp()  # pi(a | s) = exp((Q - V) / alpha)   [SOFTQ.1]
 
 
 def learn(name: str, seed: int, steps: int) -> torch.nn.Module:

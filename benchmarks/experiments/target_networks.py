@@ -31,15 +31,15 @@ SETTINGS = {  # label: tau, updates between copies
 def run(seed: int, label: str, steps: int, every: int) -> list[dict]:
     """Train DDPG; the deterministic policy's return and the critic's error after every so many steps."""
     torch.manual_seed(seed)
-    tau, copy_every = SETTINGS[label]
+    tau, copy_every = SETTINGS[label]  # how the target follows   [HARD.2]
     args = ddpg.Args(num_envs=1, gamma=GAMMA, tau=tau, device="cpu", compile=False)
     env, eval_env = ddpg.make_env(TASK), ddpg.make_env(TASK, evaluation=True)
     agent = ddpg.DDPG(env.observation_space, env.action_space, args)
     memory, rows = ddpg.Replay(steps, env.observation_space.shape[0], env.action_space.shape[0], "cpu"), []
     for step, _ in off_policy(agent, memory, env, seed, steps, start=every, batch=64):
         if copy_every and step % copy_every == 0:
-            ddpg.follow(agent.actor_target, agent.actor, 1.0)
-            ddpg.follow(agent.critic_target, agent.critic, 1.0)
+            ddpg.follow(agent.actor_target, agent.actor, 1.0)  # theta' <- theta   [HARD.1]
+            ddpg.follow(agent.critic_target, agent.critic, 1.0)  # theta' <- theta   [HARD.1]
         if step % every == 0:
             values = estimated_and_true(agent, agent.critic, eval_env, GAMMA, seed, n=2)
             earned = sum(r.sum() for _, r, _ in episodes(agent, eval_env, seed, 2)) / 2

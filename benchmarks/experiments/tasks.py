@@ -70,7 +70,7 @@ def finite_differences(actor: nn.Module, horizon: int, eps: float = 1e-6) -> Ten
     j = exact_return(actor, horizon)
     for e_k in torch.eye(len(theta), dtype=torch.float64):
         nn.utils.vector_to_parameters(theta + eps * e_k, actor.parameters())
-        gradient.append((exact_return(actor, horizon) - j) / eps)
+        gradient.append((exact_return(actor, horizon) - j) / eps)  # (J(theta + eps e_k) - J(theta)) / eps   [FD.1]
     return torch.tensor(gradient, dtype=torch.float64)
 
 
