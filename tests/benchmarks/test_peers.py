@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +109,8 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path, algorithm):
     assert all(name.startswith("policy.") for name in policy), "evaluations need not write the memory"
 
 
-def test_mistakes_are_one_line(tmp_path):
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     folder, other = peers.train(args(tmp_path / "run", total_timesteps=100)), tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"algorithm": "td3", "args": {"policy_delay": 2}}')
@@ -122,8 +122,10 @@ def test_mistakes_are_one_line(tmp_path):
         (["--algorithm", "sb3-sac", "--env-id", "CartPole-v1"], "--algorithm sb3-sac on --env-id CartPole-v1: "),
         (["--env-id", "None-v0"], "None"), (["--eval-every", "0"], "--eval-every 0 is out of range"),
     ):  # fmt: skip
-        command = [sys.executable, peers.__file__, "--algorithm", "sb3-a2c", *words]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        errors = done.stderr.strip().splitlines()
-        assert done.returncode == 2 and errors[-1].startswith("error: ") and message in errors[-1], done.stderr
+        monkeypatch.setattr(sys, "argv", ["peers.py", "--algorithm", "sb3-a2c", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            peers.main()
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert end.value.code == 2 and errors[-1].startswith("error: ") and message in errors[-1], errors
     assert not (tmp_path / "runs").exists()
