@@ -3,7 +3,7 @@
 Find the policy pi that maximises J = E[sum_t gamma^t r_t] from short rollouts of pi, one gradient step for each.
 
     delta_t = r_t + gamma (1 - terminal_t) V(s_{t+1}) - V(s_t)                                [GAE.1]  TD error
-    A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},     V_t^targ = A_t + V(s_t)        [GAE.2]  GAE(lambda)
+    A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},     V_t^targ = A_t + V(s_t)  [GAE.2], [GAE.3]  GAE(lambda)
     L^PG    = mean log pi(a_t | s_t) A_t                                                      [A2C.1]
     L^VF    = mean (V(s_t) - V_t^targ)^2                                                      [A2C.2]
     maximise  L^PG - c1 L^VF + c2 S[pi]   by one gradient step per rollout                    [A2C.3]  S = entropy
@@ -392,7 +392,7 @@ class A2C(nn.Module):
         """Advantages A_t and value targets, both [t, n], of normalised s, s2 [t, n, obs] and scaled r [t, n]."""
         v, v2 = self.critic(s).squeeze(-1), self.critic(s2).squeeze(-1)
         adv = gae(r, v, v2, terminal, done, self.args.gamma, self.args.gae_lambda)
-        return adv, adv + v  # V_t^targ = A_t + V(s_t)   [GAE.2]
+        return adv, adv + v  # V_t^targ = A_t + V(s_t)   [GAE.3]
 
     def loss(self, s: Tensor, a: Tensor, adv: Tensor, v_target: Tensor):
         """Minus the objective [A2C.3] on a rollout, and its metrics; s is normalised, adv and v_target are [n]."""

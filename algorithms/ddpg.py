@@ -330,8 +330,8 @@ class DDPG(nn.Module):
         self.register_buffer("high", high)
         self.register_buffer("ou_state", torch.zeros(args.num_envs, len(low)), persistent=False)
         if args.network == "lillicrap":
-            self.actor = DeterministicActor(obs_dim, low, high, hidden=(400, 300))  # [INIT.1]
-            self.critic = LateActionCritic(obs_dim, len(low), hidden=(400, 300))  # [INIT.2]
+            self.actor = DeterministicActor(obs_dim, low, high, hidden=(400, 300))
+            self.critic = LateActionCritic(obs_dim, len(low), hidden=(400, 300))
             for last in (self.actor.net[-1], self.critic.net[-1]):
                 nn.init.uniform_(last.weight, -3e-3, 3e-3)
                 nn.init.uniform_(last.bias, -3e-3, 3e-3)
@@ -360,8 +360,8 @@ class DDPG(nn.Module):
         mu = self.actor(s)
         eps = self.exploration_noise * torch.randn_like(mu)  # eps = sigma N(0, I), in half action ranges   [DDPG.5]
         if self.noise == "ou":
-            eps += (1 - self.ou_theta) * self.ou_state
-            self.ou_state.copy_(eps)  # eps_t = (1 - ou_theta) eps_{t-1} + sigma N(0, I)   [DDPG.6]
+            eps += (1 - self.ou_theta) * self.ou_state  # eps_t = (1 - ou_theta) eps_{t-1} + sigma N(0, I)   [DDPG.6]
+            self.ou_state.copy_(eps)
         return (mu + eps * self.actor.scale).clamp(self.low, self.high)  # a = clip(mu(s) + eps, low, high)   [DDPG.5]
 
     def restart_noise(self, done: Tensor) -> None:

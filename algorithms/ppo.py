@@ -3,7 +3,7 @@
 Find the policy pi that maximises J = E[sum_t gamma^t r_t] from rollouts of the current policy pi_old.
 
     delta_t = r_t + gamma (1 - terminal_t) V(s_{t+1}) - V(s_t)                                [GAE.1]  TD error
-    A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},     V_t^targ = A_t + V(s_t)        [GAE.2]  GAE(lambda)
+    A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},     V_t^targ = A_t + V(s_t)  [GAE.2], [GAE.3]  GAE(lambda)
     ratio_t = pi(a_t | s_t) / pi_old(a_t | s_t)                                               [PPO.1]
     L^CLIP  = mean min(ratio_t A_t, clip(ratio_t, 1 - eps, 1 + eps) A_t)                      [PPO.2]
     L^VF    = mean (V(s_t) - V_t^targ)^2                                                      [PPO.3]
@@ -391,7 +391,7 @@ class PPO(nn.Module):
         """Advantages A_t and value targets, both [t, n], of normalised s, s2 [t, n, obs] and scaled r [t, n]."""
         v, v2 = self.critic(s).squeeze(-1), self.critic(s2).squeeze(-1)
         adv = gae(r, v, v2, terminal, done, self.args.gamma, self.args.gae_lambda)
-        return adv, adv + v  # V_t^targ = A_t + V(s_t)   [GAE.2]
+        return adv, adv + v  # V_t^targ = A_t + V(s_t)   [GAE.3]
 
     def loss(self, s: Tensor, a: Tensor, logp_old: Tensor, adv: Tensor, v_target: Tensor):
         """Minus the objective [PPO.4] on a minibatch, and its metrics; s is normalised, all but s and a are [n]."""

@@ -391,7 +391,7 @@ class SAC(nn.Module):
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor, eps: Tensor) -> Tensor:
         """The target y [n] of both critics [SAC.4]."""
         if self.value is not None:
-            v2 = self.target_network(s2).squeeze(-1)  # V_psi'(s')   [SAC.4]
+            v2 = self.target_network(s2).squeeze(-1)  # V_psi'(s')   [SAC.11]
         else:
             v2, _ = self.soft_value(self.target_network, s2, eps)  # V'(s') by Q'_i   [SAC.4]
         return r + self.gamma * (1 - terminal) * v2  # y = r + gamma (1 - terminal) V'(s')   [SAC.4]

@@ -323,7 +323,7 @@ class TD3(nn.Module):
     def explore(self, s: Tensor) -> Tensor:
         """The behaviour policy [TD3.6]."""
         mu = self.actor(s)
-        eps = self.exploration_noise * self.actor.scale * torch.randn_like(mu)
+        eps = self.exploration_noise * self.actor.scale * torch.randn_like(mu)  # eps ~ N(0, sigma)   [TD3.6]
         return (mu + eps).clamp(self.low, self.high)  # a = clip(mu(s) + eps, low, high)   [TD3.6]
 
     def explore_uniformly(self, n: int) -> Tensor:
@@ -333,7 +333,7 @@ class TD3(nn.Module):
     def target(self, r: Tensor, s2: Tensor, terminal: Tensor, noise: Tensor) -> Tensor:
         """The target y [n] of both critics [TD3.2]; noise is a standard normal sample of the actions' shape."""
         eps = (self.policy_noise * noise).clamp(-self.noise_clip, self.noise_clip)  # clip(N(0, sigma), -c, c)   [TD3.1]
-        a2 = self.actor_target(s2) + eps * self.actor.scale
+        a2 = self.actor_target(s2) + eps * self.actor.scale  # mu'(s') + eps   [TD3.1]
         a2 = a2.clamp(self.low, self.high)  # a~ = clip(mu'(s') + eps, low, high)   [TD3.1]
         q2 = torch.min(*[q(s2, a2) for q in self.critics_target])  # min_i Q'_i(s', a~)   [TD3.2]
         return r + self.gamma * (1 - terminal) * q2  # y = r + gamma (1 - terminal) min_i Q'_i(s', a~)   [TD3.2]

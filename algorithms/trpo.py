@@ -3,7 +3,7 @@
 Find the policy pi that maximises J = E[sum_t gamma^t r_t] from rollouts of the current policy pi_old.
 
     delta_t = r_t + gamma (1 - terminal_t) V(s_{t+1}) - V(s_t)                                [GAE.1]  TD error
-    A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},     V_t^targ = A_t + V(s_t)        [GAE.2]  GAE(lambda)
+    A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},     V_t^targ = A_t + V(s_t)  [GAE.2], [GAE.3]  GAE(lambda)
     maximise  L(theta)  = mean pi(a_t | s_t) / pi_old(a_t | s_t) A_t                          [TRPO.1]  surrogate
     so that   KL(theta) = mean KL(pi_old(. | s_t) || pi(. | s_t)) <= delta                    [TRPO.2]
     F v     = grad (grad KL . v) + damping v        at theta_old                              [TRPO.3]  Fisher matrix
@@ -421,7 +421,7 @@ class TRPO(nn.Module):
         """Advantages A_t and value targets, both [t, n], of normalised s, s2 [t, n, obs] and scaled r [t, n]."""
         v, v2 = self.critic(s).squeeze(-1), self.critic(s2).squeeze(-1)
         adv = gae(r, v, v2, terminal, done, self.args.gamma, self.args.gae_lambda)
-        return adv, adv + v  # V_t^targ = A_t + V(s_t)   [GAE.2]
+        return adv, adv + v  # V_t^targ = A_t + V(s_t)   [GAE.3]
 
     def theta(self) -> list[nn.Parameter]:
         """The policy's parameters, less frozen ones."""
@@ -491,7 +491,7 @@ class TRPO(nn.Module):
             theta = theta_old + share * step  # theta = theta_old + 0.8^j step   [TRPO.6]
             nn.utils.vector_to_parameters(theta, self.theta())
             loss, kl = self.surrogate_loss(s, a, logp_old, adv)[0], self.kl(old, self.distribution(s))
-            if not args.line_search or bool((loss < loss_old) & (kl <= args.max_kl)):  # KL <= delta   [TRPO.6]
+            if not args.line_search or bool((loss < loss_old) & (kl <= args.max_kl)):  # KL <= delta   [TRPO.8]
                 break
         else:
             nn.utils.vector_to_parameters(theta_old, self.theta())

@@ -47,7 +47,7 @@ def learn(name: str, seed: int, steps: int):
     envs, test = Envs("Pendulum-v1", 1, seed), Envs("Pendulum-v1", 16, 1000, max_episode_steps=400)  # 0.98^400 < 0.001
     agent, memory = DQN(3, len(TORQUES), double=name == "double DQN"), Replay(50_000, 3, 1, "cpu")
     for step in range(1, steps + 1):
-        s, greedy = envs.obs, torch.rand(1) > max(0.05, 1 - step / 2000)  # 1 - eps   [DQN.3]
+        s, greedy = envs.obs, torch.rand(1) > max(0.05, 1 - step / 2000)  # with probability 1 - eps   [DQN.6]
         a = agent.q(s).argmax(-1) if greedy else torch.randint(len(TORQUES), (1,))  # argmax_a Q(s, a)   [DQN.3]
         s2, r, terminal, _ = envs.step(TORQUES[a])
         memory.add(s, a, r + NOISE * torch.randn(1), s2, terminal)

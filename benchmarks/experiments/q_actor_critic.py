@@ -36,7 +36,7 @@ class QActorCritic(nn.Module):
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, a2: Tensor, terminal: Tensor):
         """Half the mean of delta^2, y fixed: its descent is omega <- omega + alpha_omega delta grad Q(s, a)."""
         y = r + 0.99 * (1 - terminal) * self.q(s2, a2).detach()  # delta = y - Q(s, a)   [QAC.5]
-        return 0.5 * (y - self.q(s, a)).square().mean(), {}  # minus its gradient: delta grad Q(s, a)   [QAC.6]
+        return 0.5 * (y - self.q(s, a)).square().mean(), {}  # minus its gradient: delta grad Q   [QAC.5] [QAC.6]
 
     @torch.no_grad()
     def weight(self, s: Tensor, a: Tensor) -> Tensor:
