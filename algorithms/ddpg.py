@@ -8,7 +8,7 @@ Find the policy mu that maximises J = E[sum_t gamma^t r_t] from replayed transit
     theta' <- (1 - tau) theta' + tau theta                                         [DDPG.4]
     a      = clip(mu(s) + eps, low, high)                                          [DDPG.5]  behaviour policy
     eps    = sigma N(0, I)                                or, with `--noise ou`,
-    eps_t  = (1 - ou_theta) eps_{t-1} + sigma N(0, I),    eps_{-1} = 0             [DDPG.6]  Ornstein-Uhlenbeck
+    eps_t  = (1 - ou_theta) eps_{t-1} + sigma N(0, I),    eps_{-1} = 0   [DDPG.6], [DDPG.7]  Ornstein-Uhlenbeck
 
 Symbols: mu = actor, Q = critic, primes = *_target, s' = s2, sigma = exploration_noise; the slides write N_t for eps.
 terminal is true termination only: a truncated episode is bootstrapped from its real last state. The noise is in half
@@ -358,7 +358,7 @@ class DDPG(nn.Module):
     def explore(self, s: Tensor) -> Tensor:
         """The behaviour policy [DDPG.5]; with Ornstein-Uhlenbeck noise s has one row per environment."""
         mu = self.actor(s)
-        eps = self.exploration_noise * torch.randn_like(mu)  # eps = sigma N(0, I), in half action ranges   [DDPG.5]
+        eps = self.exploration_noise * torch.randn_like(mu)  # eps = sigma N(0, I)   [DDPG.5]
         if self.noise == "ou":
             eps += (1 - self.ou_theta) * self.ou_state  # eps_t = (1 - ou_theta) eps_{t-1} + sigma N(0, I)   [DDPG.6]
             self.ou_state.copy_(eps)

@@ -491,7 +491,7 @@ class TRPO(nn.Module):
             theta = theta_old + share * step  # theta = theta_old + 0.8^j step   [TRPO.6]
             nn.utils.vector_to_parameters(theta, self.theta())
             loss, kl = self.surrogate_loss(s, a, logp_old, adv)[0], self.kl(old, self.distribution(s))
-            if not args.line_search or bool((loss < loss_old) & (kl <= args.max_kl)):  # KL <= delta   [TRPO.8]
+            if not args.line_search or bool((loss < loss_old) & (kl <= args.max_kl)):  # KL <= delta   [TRPO.6] [TRPO.8]
                 break
         else:
             nn.utils.vector_to_parameters(theta_old, self.theta())

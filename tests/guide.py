@@ -77,7 +77,7 @@ def tag_links(tag: str, only: str, sources: dict[str, Source]) -> str:
     for name, source in sources.items():
         if name in (only.split() or sources):
             for line in source.tags.get(tag, []):
-                method = source.methods.get(line, "constants")
+                method = source.methods.get(line, "module")
                 places.setdefault(method, []).append(f"[{name}.py:{line}]({source.path}#L{line})")
     if not places:
         sys.exit(f"error: lectures.csv names {tag} in {only or 'any file'}, where no comment has it: mend one of them")

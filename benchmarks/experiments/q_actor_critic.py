@@ -25,8 +25,8 @@ class QActorCritic(nn.Module):
 
     def __init__(self, observation_space, action_space, advantage: bool):
         super().__init__()
-        self.advantage, n = advantage, observation_space.shape[0]
-        self.actor, self.critic = SoftmaxActor(n, action_space), mlp(n, int(action_space.n), gain=1.0)  # [QAC.1]
+        self.advantage, obs_dim = advantage, observation_space.shape[0]  # theta, omega   [QAC.1]
+        self.actor, self.critic = SoftmaxActor(obs_dim, action_space), mlp(obs_dim, int(action_space.n), gain=1.0)
         self.actor_step = gradient_step(self.actor_loss, torch.optim.Adam(self.actor.parameters(), 1e-4), False)
         self.critic_step = gradient_step(self.critic_loss, torch.optim.Adam(self.critic.parameters(), 3e-3), False)
 
@@ -35,8 +35,8 @@ class QActorCritic(nn.Module):
 
     def critic_loss(self, s: Tensor, a: Tensor, r: Tensor, s2: Tensor, a2: Tensor, terminal: Tensor):
         """Half the mean of delta^2, y fixed: its descent is omega <- omega + alpha_omega delta grad Q(s, a)."""
-        y = r + 0.99 * (1 - terminal) * self.q(s2, a2).detach()  # delta = y - Q(s, a)   [QAC.5]
-        return 0.5 * (y - self.q(s, a)).square().mean(), {}  # minus its gradient: delta grad Q   [QAC.5] [QAC.6]
+        y = r + 0.99 * (1 - terminal) * self.q(s2, a2).detach()  # y = r + gamma (1 - terminal) Q(s', a')   [QAC.5]
+        return 0.5 * (y - self.q(s, a)).square().mean(), {}  # its gradient: -delta grad Q   [QAC.5], [QAC.6]
 
     @torch.no_grad()
     def weight(self, s: Tensor, a: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class QActorCritic(nn.Module):
 
     def actor_loss(self, s: Tensor, a: Tensor):
         """Its descent is theta <- theta + alpha_theta grad log pi(a | s) weight."""
-        return -(self.actor.log_prob(s, a)[0] * self.weight(s, a)).mean(), {}  # minus grad J   [QAC.7]
+        return -(self.actor.log_prob(s, a)[0] * self.weight(s, a)).mean(), {}  # its gradient: -grad J   [QAC.7]
 
 
 def learn(name: str, seed: int, steps: int):
@@ -59,7 +59,7 @@ def learn(name: str, seed: int, steps: int):
         s, (s2, r, terminal, done) = envs.obs, envs.step(a)  # take a_t, get r_t, s_{t+1}   [QAC.4]
         agent.critic_step(s, a, r, s2, a2 := sample(s2), terminal)  # omega <- omega + alpha_omega delta grad Q [QAC.6]
         agent.actor_step(s, a)  # theta <- theta + alpha_theta grad J   [QAC.8]
-        a = torch.where(done.bool(), sample(envs.obs), a2)  # where one ended, a new s_0   [QAC.9]
+        a = torch.where(done.bool(), sample(envs.obs), a2)  # at an end s2 is not where to act   [QAC.9]
         if step % 2000 == 0:
             yield {"step": step, "return": sum(envs.returns[-20:]) / 20}
 

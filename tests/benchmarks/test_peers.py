@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path, algorithm):
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
     folder, other = peers.train(args(tmp_path / "run", total_timesteps=100)), tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"algorithm": "td3", "args": {"policy_delay": 2}}')
@@ -128,4 +130,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
             peers.main()
         errors = capsys.readouterr().err.strip().splitlines()
         assert end.value.code == 2 and errors[-1].startswith("error: ") and message in errors[-1], errors
+    words = [peers.__file__, "--algorithm", "sb3-a2c", "--env-id", "None-v0"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: "), done.stderr
     assert not (tmp_path / "runs").exists()
