@@ -58,12 +58,22 @@ def each(
 
 FOUR = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
 PENDULUMS = ("InvertedPendulum-v5", "InvertedDoublePendulum-v5")
-NINE = (*FOUR, "Humanoid-v5", "Swimmer-v5", "Reacher-v5", *PENDULUMS)
+EIGHT = (*FOUR, "Humanoid-v5", "Swimmer-v5", *PENDULUMS)
+REACHER = ("Reacher-v5",)
 NO_BASELINE = {
     "flags": {"baseline": "mean"},
     "reason": "no learned baseline: the average return is subtracted, as in the published runs",
     "variant": "no-learned-baseline",
 }
+SHORT_EPISODES = {
+    "flags": {"num-envs": "16"},
+    "reason": "episodes of 50 steps: four are too few for the step size that suits four of 1000",
+}
+SHORT_NO_BASELINE = NO_BASELINE | {
+    "flags": SHORT_EPISODES["flags"] | NO_BASELINE["flags"],
+    "reason": f"{NO_BASELINE['reason']}; {SHORT_EPISODES['reason']}",
+}
+FOUR_EPISODES = {"reason": "the default number of episodes in an update, 4", "variant": "four-episodes"}
 NO_HINDSIGHT = {"flags": {"no-her": ""}, "reason": "ablation: goals are not relabelled", "variant": "no-her"}
 QUICK = {"flags": {"no-compile": ""}, "reason": "too short for compiling to pay"}
 QUICK_OFF_POLICY = {
@@ -75,15 +85,19 @@ SUITES: dict[str, list[Experiment]] = {
     # Some minutes on two cores: the fewest steps that show learning. The on-policy four take the steps of published
     # points; those of the off-policy three begin at 100 000 steps, which takes longer.
     "quick": [
-        *each(("ddpg", "td3", "sac"), ("Reacher-v5",), 8_000, 400, **QUICK_OFF_POLICY),
+        *each(("ddpg", "td3", "sac"), REACHER, 8_000, 400, **QUICK_OFF_POLICY),
         *each(("her_ddpg",), ("FetchReach-v4",), 10_000, 500, **QUICK),
         *each(("reinforce",), ("InvertedPendulum-v5",), 276_480, 12_288),
         *each(("a2c", "trpo", "ppo"), ("InvertedPendulum-v5",), 92_160, 4_096),
     ],
     # The nine tasks for which most figures are published.
     "on-policy": [
-        *each(("reinforce", "a2c", "trpo", "ppo"), NINE, 1_000_000, 50_000, seeds=5),
-        *each(("reinforce",), NINE, 1_000_000, 50_000, seeds=5, **NO_BASELINE),
+        *each(("reinforce", "a2c", "trpo", "ppo"), EIGHT, 1_000_000, 50_000, seeds=5),
+        *each(("reinforce",), EIGHT, 1_000_000, 50_000, seeds=5, **NO_BASELINE),
+        *each(("a2c", "trpo", "ppo"), REACHER, 1_000_000, 50_000, seeds=5),
+        *each(("reinforce",), REACHER, 1_000_000, 50_000, seeds=5, **SHORT_EPISODES),
+        *each(("reinforce",), REACHER, 1_000_000, 50_000, seeds=5, **SHORT_NO_BASELINE),
+        *each(("reinforce",), REACHER, 1_000_000, 50_000, seeds=5, **FOUR_EPISODES),
     ],
     "off-policy": each(("sac", "td3", "ddpg"), FOUR, 1_000_000, 50_000, seeds=3),
     # The robot arm's goal tasks, with hindsight and without.
