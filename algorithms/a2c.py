@@ -873,7 +873,8 @@ def prepare(args: Any) -> Any:
     """The settings, checked, with device and compile decided; seeds everything. Raises UserError; creates nothing."""
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value, flag = getattr(args, name), name.replace("_", "-")
-        for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)):
+        # tuples: on Python 3.10 Annotated may hand out the equal Range of another algorithm's file
+        for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, tuple)):
             if value is not None and (not low <= value <= high or value == math.inf):
                 valid = f"at least {low}" if high == math.inf else f"{low} to {high}"
                 raise UserError(f"--{flag} {value} is out of range: use {valid}")

@@ -81,6 +81,7 @@ def main(options: Options) -> None:
         raise InputError("no --policies: name at least one run folder")
     if options.output.suffix != ".webp" or not os.access(options.output.parent, os.W_OK):
         raise InputError(f"--output {options.output} cannot be written: name a .webp file in a folder that is there")
+    importlib.import_module("torch._dynamo")  # before mujoco: after OSMesa's LLVM that of Triton ends the process
     os.environ.setdefault("MUJOCO_GL", "osmesa")  # read when mujoco is imported
     sys.path.append(str(ROOT / "algorithms"))
     films = [frames(folder, options.seconds, options.size) for folder in options.policies]

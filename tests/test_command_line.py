@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Annotated
 
 import contract_envs
 import numpy as np
@@ -84,6 +85,14 @@ def test_bad_input_is_one_line_and_writes_nothing(algorithm: str, case, command_
     words, *parts = case  # the cheap settings first, so that the bad value replaces a good one
     assert_one_line(*command_line(algorithm, *flags(algorithm), *words.split()), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ranges_hold_where_another_algorithms_file_is_imported_too(monkeypatch):
+    """On Python 3.10 Annotated[float, Range(0, 1)] of two files is one object, which holds the first file's Range."""
+    td3, hint = load("td3"), Annotated[float, load("sac").Range(0, 1)]
+    monkeypatch.setattr(td3, "get_type_hints", lambda *_, **__: {"gamma": hint})
+    with pytest.raises(td3.UserError, match=r"--gamma 1\.5 is out of range: use 0 to 1"):
+        td3.prepare(settings("td3", gamma=1.5))
 
 
 def test_numbers_as_people_write_them(tmp_path, monkeypatch):
