@@ -148,8 +148,7 @@ def test_readme_tables_and_pictures_are_those_of_the_committed_results(tmp_path,
     assert speeds.keys() == {x.stem for x in ROOT.glob("algorithms/*.py")}
     assert f" {speeds['ppo']} (" in (COMMITTED / "speed.md").read_text() and speeds["ppo"] in pages[0].read_text()
     assert [copy.read_text() for copy in copies] == [page.read_text() for page in pages]
-    written = re.sub("<!-- report:matrix -->.*<!-- /report -->", "", pages[0].read_text(), flags=re.DOTALL)
-    assert len(written.splitlines()) <= 114, "README stays short; the table has a row for each algorithm and variant"
+    assert len(pages[0].read_text().splitlines()) <= 130
     assert (tmp_path / "out" / "scores.csv").read_text() == (COMMITTED / "scores.csv").read_text()
     for path in (tmp_path / "out").glob("*.png"):
         drawn, kept = plt.imread(path), plt.imread(COMMITTED / path.name)
