@@ -268,7 +268,7 @@ class Options:
     """Two algorithms, by their names in the tables, to set beside each other at the same tasks and steps."""
     output: Path | None = None
     """Folder for report.md, scores.csv and the pictures; default the first of --results that is a folder, else the
-    current one."""
+    current one (with --tuning-seeds: tuning/ in it)."""
     into: tuple[Path, ...] = ()
     """Files whose text between `<!-- report:SECTION -->` and `<!-- /report -->` is renewed, in place of report.md."""
     tuning_seeds: bool = False
@@ -336,7 +336,7 @@ def report(options: Options) -> None:
         put_into(path, {})  # before anything is written
     made = {"compare": compared(*options.compare, found)} if options.compare else {}
     folder = next((path for path in options.results if path.is_dir()), Path())
-    output = options.output or folder
+    output = options.output or (folder / "tuning" if options.tuning_seeds else folder)
     output.mkdir(parents=True, exist_ok=True)
     (rows, notes), (across, matrices) = result_rows(found, published), across_tasks(found, published)
     colour = plots.colours(found)

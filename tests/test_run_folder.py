@@ -262,14 +262,14 @@ def test_sigkill_at_random_instants(algorithm: str, num_envs: int, tmp_path, mon
 
 def test_sigkill_of_the_compiled_script(tmp_path):
     changes = {"env_id": HIDDEN, "num_envs": 4, "total_timesteps": 512, "compile": True, "eval_every": 64}
-    whole = train("td3", **changes, run_dir=tmp_path / "whole")
-    process = start_script("td3", *flags("td3", **changes, run_dir="killed"), cwd=tmp_path)
+    whole = train("a2c", **changes, run_dir=tmp_path / "whole")
+    process = start_script("a2c", *flags("a2c", **changes, run_dir="killed"), cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "killed" / "checkpoint.pt").exists():
         time.sleep(0.001)
     process.kill()
     process.communicate()
     assert process.returncode == -9
-    result = run_script("td3", "--resume", "killed", cwd=tmp_path)
+    result = run_script("a2c", "--resume", "killed", cwd=tmp_path)
     assert result.returncode == 0 and "error" not in result.stderr.lower(), result.stderr  # CUDA's builds may warn
     assert logs(tmp_path / "killed") == logs(whole)
 

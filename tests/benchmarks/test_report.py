@@ -116,8 +116,10 @@ def test_texts_between_markers_are_renewed_and_results_merged(tmp_path, command)
     text = page.read_text()
     assert text.startswith("top\n<!-- report:troubles -->\n") and text.endswith("<!-- /report -->\nend\n")
     assert "old" not in text and "1 runs on seeds from 11 on" in text and not (tmp_path / "kept" / "report.md").exists()
+    scores = (tmp_path / "kept" / "scores.csv").read_text()
     assert command("--results", tmp_path / "kept", "--tuning-seeds", "--into", page)[0] == 0
     assert "Nothing." in page.read_text()  # the others are not for tuning
+    assert (tmp_path / "kept" / "scores.csv").read_text() == scores and (tmp_path / "kept" / "tuning").is_dir()
 
 
 def test_bad_input_is_one_line(tmp_path, command):
