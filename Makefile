@@ -35,8 +35,8 @@ experiment: setup  ## An experiment behind the slides, half a minute to two minu
 	@$(if $(filter $(NAME),$(EXPERIMENTS)),,echo "error: NAME=$(NAME) is no experiment: name one of $(EXPERIMENTS)" >&2; exit 2)
 	@$(BIN)/python benchmarks/experiments/$(NAME).py
 
-test: setup  ## All tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+test: setup  ## All tests, one more at a time than there are cores: some wait for what they have started
+	$(BIN)/python -m pytest -n $$(($(JOBS) + 1)) --dist worksteal
 
 mutants: setup  ## Break the algorithms in many small ways; fails if the tests miss one (some 20 minutes)
 	@$(BIN)/python tests/mutants.py
