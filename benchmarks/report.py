@@ -112,7 +112,8 @@ def matrix(found: list[Cell], published: list[Published], measured: dict[str, st
     metric = {task: "success" if task in rated else "return" for task in tasks}
     speeds = measured or {name: f"{value:.0f}" for name, value in plots.steps_per_second(longest(found)).items()}
     tested, rows = [], []
-    for name in plots.colours(found):
+    shown = {c.name for c in best.values() if c.name == c.algorithm or not c.runs["stale"].all()}  # no settings of old
+    for name in [name for name in plots.colours(found) if name in shown]:
         row = [name]
         for task in tasks:
             if not (cell := best.get((name, task))):
