@@ -87,7 +87,8 @@ class Args:
     seed: Annotated[int, Range(0)] = 1
     """Seed of everything random (>= 0)."""
     total_timesteps: Annotated[int, Range(1)] = 1_000_000
-    """Environment steps of the whole run, counted over all environments; rounded up to a multiple of num-envs."""
+    """Environment steps of the whole run, counted over all environments; rounded up to steps that all of them take
+    (reinforce: to whole episodes)."""
     num_envs: Annotated[int, Range(1)] = 8
     """Environments stepped side by side (>= 1)."""
     learning_rate: Annotated[float, Range(0)] = 2e-3
@@ -134,7 +135,8 @@ class Args:
     eval_episodes: Annotated[int, Range(1)] = 10
     """Episodes of an evaluation: deterministic policy, own environments, the same start seeds each time (>= 1)."""
     checkpoint_every: Annotated[int, Range(1)] = 100_000
-    """Environment steps between checkpoints (>= 1), rounded up to whole rollouts; running episodes are cut there."""
+    """Environment steps between checkpoints (>= 1), rounded up to whole rollouts; running episodes are cut there
+    (reinforce: rounded up to whole episodes)."""
     log_every: Annotated[int, Range(1)] = 1_000
     """Environment steps between rows of metrics.csv (>= 1)."""
     resume: str | None = None
@@ -292,7 +294,8 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         value, info = loss(*batch)  # L(theta)   [GRAD.1]
         trained = [p for p in parameters if p.requires_grad]
-        grads = [g for g in torch.autograd.grad(value, trained, allow_unused=True) if g is not None]  # grad   [GRAD.2]
+        found = torch.autograd.grad(value, trained, allow_unused=True) if trained else ()  # grad L   [GRAD.2]
+        grads = [g for g in found if g is not None]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
         if max_norm < math.inf:
             scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -306,11 +309,10 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         grads, info = gradients(*batch)
         trained = [p for p in parameters if p.requires_grad]
         if len(grads) < len(trained):
-            unused = f"{len(trained) - len(grads)} of {len(trained)} parameters have no part in {loss.__name__}"
-            raise RuntimeError(f"{unused}: after replacing a module make its target, optimizer and step anew")
-        rest = iter(grads)
+            torch.compiler.reset()  # what was compiled would leave them out in the next agent, too
+            raise RuntimeError(f"{loss.__name__} lacks a parameter: replacing a module, renew target, optimizer, step")
         for p in parameters:
-            p.grad = next(rest) if p.requires_grad else None
+            p.grad = grads.pop(0) if p.requires_grad else None
         optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
         return info
 
@@ -342,7 +344,7 @@ class A2C(nn.Module):
         "explained_variance": "1 - Var(V^targ - V) / Var(V^targ) before the update; 1 is a perfect critic",
         "learning_rate": "step size of the update",
     }
-    training_only = ("critic",)  # what act does without: not in policy.pt
+    training_only = ("critic", "return_stats")  # what act does without: not in policy.pt
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, args: Args):
         super().__init__()
@@ -506,15 +508,16 @@ def make_env(env_id: str, evaluation: bool = False, **kwargs: Any) -> gym.Env:
     Observations that are a dictionary (of goals, say) are joined to one vector, in the order of their keys. Raises
     UserError if there is no such environment.
     """
-    if env_id not in gym.registry and ":" not in env_id:
+    if env_id not in gym.registry and env_id.rpartition(":")[0] in ("", "gymnasium_robotics"):
         with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves, with a notice
     try:
         env = gym.make(env_id, **kwargs)
     except (gym.error.Error, ImportError, AttributeError, ValueError) as error:
         known = isinstance(error, gym.error.Error | ImportError) or env_id.count(":") > 1
-        if not known and not isinstance(getattr(error, "obj", None), type(sys)):
-            raise  # a fault inside the environment, not a module without its class
+        lacking = getattr(getattr(error, "obj", None), "__name__", "")  # the module, if it has not the class
+        if not known and lacking.partition(".")[0] != env_id.partition(":")[0].partition(".")[0]:
+            raise  # a fault inside the environment
         remedy = "`gymnasium.pprint_registry()` lists what there is, own modules are looked for in the current folder"
         raise UserError(f"--env-id {env_id}: {' '.join(str(error).split()).rstrip('.')}; {remedy}") from error
     return gym.wrappers.FlattenObservation(env) if isinstance(env.observation_space, gym.spaces.Dict) else env
@@ -619,8 +622,7 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
                 envs.vector = gym.wrappers.vector.RecordVideo(envs.vector, str(folder / "videos"), **film)
             return envs
         except Exception as error:  # whatever a renderer may lack: a run is not to fail for its film
-            needs = "MuJoCo's films need libegl1, or libosmesa6 and MUJOCO_GL=osmesa; --render needs a screen"
-            print(f"no video: {' '.join(str(error).split())} ({needs})")
+            print(f"no video: {' '.join(str(error).split())} (it takes libegl1, or libosmesa6 and MUJOCO_GL=osmesa)")
     return VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
 
 
@@ -650,6 +652,8 @@ class Run(contextlib.AbstractContextManager):
         if args.resume:
             config, before = read(self.folder / "config.json"), read_args(self.folder, type(agent), type(args))
             refuse_changes(before, args, {"total_timesteps", "checkpoint_every"})
+            if (self.folder / "policy.pt").exists() and not list(self.folder.glob("*.csv")):
+                raise UserError(f"{self.folder} has a policy but no logs to go on: evaluate it, or start a new run")
         elif self.folder.is_dir() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
             raise UserError(f"{self.folder} holds a run already: choose another --run-dir, or continue with --resume")
         try:
@@ -661,16 +665,12 @@ class Run(contextlib.AbstractContextManager):
             raise UserError(f"cannot use {self.folder} ({reason}): choose another --run-dir") from error
         path = self.folder / "checkpoint.pt"
         if args.resume and not path.exists():
-            if (self.folder / "policy.pt").exists() and not (self.folder / "eval.csv").exists():
-                raise UserError(f"{self.folder} has a policy but no checkpoint.pt: evaluate it, or start a new run")
             print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
         self.restore(read(path) if path.exists() else {"logs": {}})
         self.record(config)
-        self.wandb = None
-        if args.track:
-            names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
-            keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
-            self.wandb = importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
+        names |= {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
+        self.wandb = importlib.import_module("wandb").init(**names, sync_tensorboard=True) if args.track else None
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps and envs.steps + 1)
         self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
@@ -723,7 +723,7 @@ class Run(contextlib.AbstractContextManager):
         there is nothing to restore but the checkpoint. Its length is a multiple of `unit` steps; None is for a loop
         that looks at its end between whole episodes only: then none is cut.
         """
-        args, limit = self.args, self.eval_envs.vector.get_attr("spec")[0].max_episode_steps
+        args, limit = self.args, getattr(self.eval_envs.vector.get_attr("spec")[0], "max_episode_steps", None)
         size = -(-args.checkpoint_every // (unit or 1)) * (unit or 1)
         if unit and size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
@@ -761,9 +761,11 @@ class Run(contextlib.AbstractContextManager):
 
     def write(self, log: str, rows: list[dict[str, Any]], scalars: bool = True) -> None:
         """Add rows, below a header if they are the first, to a csv file, and their numbers to TensorBoard."""
-        with open(self.folder / f"{log}.csv", "a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0] if rows else ())
-            if rows and file.tell() == 0:
+        with open(self.folder / f"{log}.csv", "a+", newline="") as file:
+            file.seek(0)
+            header = next(csv.reader(file), None)  # rows with other columns, as of is_success now and then, are refused
+            writer = csv.DictWriter(file, header or (rows[0] if rows else ()))
+            if rows and not header:
                 writer.writeheader()
             writer.writerows(rows)
         for row in rows if scalars else ():
@@ -804,7 +806,8 @@ class Run(contextlib.AbstractContextManager):
 
 
 def new_folder(args: Any, algorithm: str) -> Path:
-    """A folder for a run, named after task, algorithm, seed, the settings that are not the defaults, and time."""
+    """A folder for a run, named after task, algorithm, seed, time, and the settings (100 characters of them) that
+    differ from the defaults and change results."""
     defaults, known = asdict(type(args)()), FREE | {"env_id", "seed"}
     changes = "".join(f"-{name}={x}" for name, x in asdict(args).items() if x != defaults[name] and name not in known)
     now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1000 % 10**6:06d}"
@@ -820,13 +823,12 @@ def write_atomically(path: Path, write: Callable) -> None:
     os.replace(file.name, path)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(p: Path) -> dict[str, Any]:
     """A .json or .pt file of a run folder. Raises UserError if it is missing or damaged."""
     try:
-        json_file = path.suffix == ".json"
-        return json.loads(path.read_text()) if json_file else torch.load(path, "cpu", weights_only=True, mmap=True)
+        return json.loads(p.read_text()) if p.suffix == ".json" else torch.load(p, "cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise UserError(f"{path} is missing or damaged: name a run's folder, or restore a copy") from error
+        raise UserError(f"{p} is missing or damaged: name a run's folder, or restore a copy") from error
 
 
 def read_args(folder: Path, agent_class: type, args_class: type) -> Any:
@@ -854,9 +856,10 @@ def load_policy(folder: str, agent_class: type, args_class: type, device: str = 
     env = make_env(args.env_id, evaluation=True)
     agent = agent_class(env.observation_space, env.action_space, replace(args, device=device, compile=False))
     fresh = {k: v for k, v in agent.state_dict().items() if k.startswith(agent.training_only)}
-    if missing := agent.state_dict().keys() - fresh.keys() - saved["policy"].keys():
-        raise UserError(f"{folder}/policy.pt lacks {', '.join(sorted(missing))}: use the script that it was saved by")
-    agent.load_state_dict(fresh | saved["policy"])
+    try:
+        agent.load_state_dict(fresh | saved["policy"])
+    except RuntimeError as error:
+        raise UserError(f"{folder}/policy.pt: {str(error).splitlines()[1].strip()} Use the run's script") from error
     return agent.eval(), env, saved["step"]
 
 

@@ -114,6 +114,11 @@ class Screen(Countdown):
         return None if self.render_mode == "human" else np.zeros((64, 64, 3), np.uint8)
 
 
+def outdated(**kwargs):
+    """An environment that was written for an older library."""
+    return np.name_that_is_gone
+
+
 class AsGoal(gym.Wrapper):
     """Any environment as a goal-conditioned one: the first two observations are what is achieved, the goal is (0, 0).
 
@@ -147,6 +152,7 @@ OWN = {
     "reward": (Hidden, {"fault": "reward"}), "observation": (Hidden, {"fault": "observation"}),
     "crash": (Hidden, {"fault": "crash"}), "Image": (Image, {}), "Screen": (Screen, {}),
     "Unrenderable": (Screen, {"works": False}), "Lacking": ("contract_envs:NoSuchClass", {}),
+    "Outdated": (outdated, {}),
     "Ant20": ("gymnasium.envs.mujoco.ant_v5:AntEnv", {}),
 }  # fmt: skip
 for name, (make, kwargs) in OWN.items():

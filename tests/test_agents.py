@@ -19,6 +19,7 @@ VARIANTS = [
     *((name, {}) for name in ALGORITHMS), ("sac", {"alpha": "auto"}), ("sac", {"value_network": True}),
     ("ddpg", {"noise": "ou"}), ("ddpg", {"network": "lillicrap"}), ("a2c", {"optimizer": "adam"}),
     ("a2c", {"shared_network": True}), ("reinforce", {"baseline": "optimal"}),
+    ("ppo", {"target_kl": 0.01}),
 ]  # fmt: skip
 EVERYWHERE = {"env_id": "HalfCheetah-v5", "total_timesteps": 1_000_000, "num_envs": 8, "gamma": 0.99}
 ROLLOUTS = EVERYWHERE | {"anneal_lr": True, "log_std_init": -0.5, "norm_obs": True}
@@ -105,8 +106,16 @@ def reinforce_without_masks(a, s, act, r, running, s_end, terminal, progress):
     a.obs_stats.update(s.flatten(0, 1))
 
 
+def ppo_that_never_stops(a, *rollout):
+    """PPO.update; with --target-kl the answer whether to go on has to come to the host."""
+    if a.args.target_kl is not None:
+        a.too_far = lambda minibatch: False
+    a.update(*rollout)
+
+
 HOST_SYNCS = {  # what cannot be done without the host, and what is tested instead of update
     "reinforce": reinforce_without_masks,
+    "ppo": ppo_that_never_stops,
     "trpo": lambda a, *rollout: (setattr(a, "take", lambda *x: {}), a.update(*rollout)),  # the line search branches
     "her_ddpg": lambda a, *transitions: a.cycle(*transitions),  # no sync: it holds update
 }
@@ -151,9 +160,24 @@ def test_a_frozen_layer_stays_and_the_rest_learns(algorithm, part):
     assert len(trained) > 1 and [name for name, p in trained.items() if torch.equal(p, before[name])] == [frozen]
 
 
+@pytest.mark.parametrize(("algorithm", "part"), [x for x in PARTS if x[1] == "critic" or x[0] in HAS_REPLAY])
+def test_a_frozen_network_stays_and_the_rest_learns(algorithm, part):
+    a = agent(algorithm)
+    part = "critics" if part == "critic" and hasattr(a, "critics") else part
+    getattr(a, part).requires_grad_(False)
+    before = parameters(a)
+    a.update(*batch(algorithm))
+    moved = {name.partition(".")[0] for name, x in parameters(a).items() if not torch.equal(x, before[name])}
+    assert part not in moved and moved & {"actor", "critic", "critics"}
+
+
 @of_shared_blocks
 def test_compiled_steps_equal_eager_ones(algorithm, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+    broken = agent(algorithm, compile=True)
+    broken.actor = copy.deepcopy(broken.actor)
+    with pytest.raises(RuntimeError, match="lacks a parameter"):
+        broken.update(*batch(algorithm))  # and what was compiled for it does not spoil the next agent
     results = []
     for compiled in (False, True):
         a = agent(algorithm, compile=compiled)

@@ -3,10 +3,11 @@
 VectorEnvs is the same text in every algorithm file (shared_blocks.py sees to that), so most tests take one of them.
 """
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import load, make_agent
+from conftest import load, make_agent, train
 
 TASKS = [
     "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5", "InvertedDoublePendulum-v5",
@@ -111,3 +112,20 @@ def test_an_action_of_nan_never_reaches_the_environment():
     envs = start("contract_envs:Strict-v0", 1)
     with pytest.raises(module.RunFailed, match=r"^action became NaN or infinite at step 0"):
         envs.step(torch.tensor([[0.0, np.nan, 0.0]]))
+
+
+def test_a_missing_class_is_told_and_a_fault_inside_an_environment_shows_itself():
+    with pytest.raises(module.UserError, match="NoSuchClass"):
+        module.make_env("contract_envs:Lacking-v0")
+    with pytest.raises(AttributeError, match="name_that_is_gone"):
+        module.make_env("contract_envs:Outdated-v0")
+
+
+def test_make_env_may_return_an_environment_that_is_not_registered(tmp_path, monkeypatch):
+    own = type(gym.make("contract_envs:Countdown-v0").unwrapped)
+    monkeypatch.setattr(module, "make_env", lambda env_id, evaluation=False, **kwargs: own())
+    folder = train("td3", env_id="mine", run_dir=tmp_path / "run")
+    assert (folder / "eval.csv").read_text().count("\n256,") == 2
+    monkeypatch.setattr(load("reinforce"), "make_env", module.make_env)
+    with pytest.raises(load("reinforce").UserError, match="--env-id mine has no time limit"):
+        train("reinforce", env_id="mine", run_dir=tmp_path / "other")

@@ -14,11 +14,13 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 from conftest import (  # isort: skip
     AGENTS, ALGORITHMS, FINISHED, FIXED_ROLLOUTS, HAS_REPLAY, ON_POLICY, ROOT, contents, flags, load, logs, make_agent,
@@ -148,19 +150,36 @@ def test_what_is_saved(algorithm: str, finished):
     for name, parameter in fresh.named_parameters():
         assert not torch.equal(parameter, checkpoint["agent"][name]), f"{name} was not trained"
     assert policy["step"] == checkpoint["step"]
-    assert not any("critic" in name or "target" in name for name in policy["policy"])
+    assert not any("critic" in name or "target" in name or "return" in name for name in policy["policy"])
+
+
+def test_a_policy_is_below_1_mb(algorithm: str):
+    args = vars(load(algorithm).Args()) | {"device": "cpu", "compile": False}
+    a = make_agent(algorithm, Box(-np.inf, np.inf, (348,)), Box(-1, 1, (17,)), **args)  # Humanoid-v5, the largest task
+    kept = [x.nbytes for name, x in a.state_dict().items() if not name.startswith(a.training_only)]
+    assert 1e5 < sum(kept) < 0.99e6
 
 
 @of_shared_blocks
-def test_a_policy_that_lacks_a_part_is_refused(algorithm: str, finished, command_line, tmp_path):
+def test_a_policy_of_other_networks_is_refused(algorithm: str, finished, command_line, tmp_path):
     """What act needs is never filled up with new weights."""
     path = shutil.copytree(finished(algorithm), tmp_path / "run") / "policy.pt"
     policy = saved(path.parent, "policy")
     name = next(name for name in policy["policy"] if name.endswith("weight"))
-    del policy["policy"][name]
-    torch.save(policy, path)
-    code, out, err = command_line(algorithm, "--evaluate", path.parent)
-    assert (code, out) == (2, "") and err.startswith(f"error: {path} lacks {name}: ")
+    weight = policy["policy"].pop(name)
+    for changed, fault in (({}, "Missing key"), ({name: weight[1:]}, "size mismatch")):
+        torch.save({"step": 1, "policy": policy["policy"] | changed}, path)
+        code, out, err = command_line(algorithm, "--evaluate", path.parent)
+        assert (code, out) == (2, "") and re.fullmatch(f"error: {path}: {fault}.*{name}.*Use the run's script\n", err)
+
+
+def test_rows_never_stand_below_a_header_of_other_columns(tmp_path):
+    run, write = SimpleNamespace(folder=tmp_path), load("td3").Run.write
+    write(run, "train", [{"step": 1, "return": 2.0}], scalars=False)
+    with pytest.raises(ValueError, match="success"):
+        write(run, "train", [{"step": 2, "return": 3.0, "success": 1}], scalars=False)
+    write(run, "train", [{"step": 3, "return": 4.0}], scalars=False)
+    assert (tmp_path / "train.csv").read_text().splitlines() == ["step,return", "1,2.0", "3,4.0"]
 
 
 @pytest.mark.parametrize("algorithm", HAS_REPLAY)
@@ -362,6 +381,8 @@ def test_the_seed_decides_the_generators_and_the_environments(algorithm: str, tm
     assert starts[0] == starts[1] and len(starts[0]) == 2
     for part in (0, 1):
         assert len({x[part] for x in starts[0] + starts[2]}) == 4, "another seed and another segment, other numbers"
+    initial = [(module.prepare(settings(algorithm, seed=seed)), torch.initial_seed())[1] for seed in (1, 1, 2)]
+    assert initial[0] == initial[1] != initial[2] and initial[0] not in {x[0] for x in starts[0]}, "the weights"
 
 
 # ---- numbers that are not, environments that break -------------------------------------------------------------------
