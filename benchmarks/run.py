@@ -350,6 +350,8 @@ def execute(
                 ended, running = wait(running, timeout=1, return_when=FIRST_EXCEPTION)
                 for future in ended:
                     future.result()
+                if ended:
+                    tqdm.write(f"{len(jobs) - len(running)} of {len(jobs)} runs have ended")
                 bar.update(steps_of(jobs) - bar.n)
                 bar.set_postfix_str(", ".join(str(job) for job in jobs if job.status["state"] == "running"))
                 if pause.exists() != bool(executor.paused_at):

@@ -173,8 +173,9 @@ def test_a_policy_of_other_networks_is_refused(algorithm: str, finished, command
         assert (code, out) == (2, "") and re.fullmatch(f"error: {path}: {fault}.*{name}.*Use the run's script\n", err)
 
 
-def test_rows_never_stand_below_a_header_of_other_columns(tmp_path):
-    run, write = SimpleNamespace(folder=tmp_path), load("td3").Run.write
+@of_shared_blocks
+def test_rows_never_stand_below_a_header_of_other_columns(algorithm: str, tmp_path):
+    run, write = SimpleNamespace(folder=tmp_path), load(algorithm).Run.write
     write(run, "train", [{"step": 1, "return": 2.0}], scalars=False)
     with pytest.raises(ValueError, match="success"):
         write(run, "train", [{"step": 2, "return": 3.0, "success": 1}], scalars=False)

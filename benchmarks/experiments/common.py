@@ -66,6 +66,10 @@ def setup(doc: str, seeds: int = 5) -> Args:
         fail(f"--out {args.out} cannot be made ({error.strerror}): name a folder")
     torch.set_num_threads(1)
     plt.rcParams.update(STYLE)
+    length = "some seconds" if args.quick else "up to three minutes on two cores"
+    print(
+        f"seeds {args.seed} to {args.seed + args.seeds - 1}, {length}; what comes is written to {args.out}", flush=True
+    )
     return args
 
 
