@@ -250,9 +250,10 @@ def read(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
             raise InputError(f"--results {path} holds neither run folders nor results.csv: run something or correct it")
         parts += map(read_run_folder, sorted(folders))
     runs = pd.concat([runs.assign(part=k) for k, (_, runs) in enumerate(parts)])
-    runs = runs.assign(ended=runs["state"].str.match("done|failed")).sort_values(["ended", "part"], kind="stable")
-    runs = runs.drop_duplicates("run", keep="last").reindex(columns=[*RUN_COLUMNS, "folder", "part"])
-    runs = runs.fillna(dict.fromkeys([*RUN_TEXTS, "folder"], ""))
+    runs = runs.reindex(columns=[*RUN_COLUMNS, "folder", "part"]).fillna(dict.fromkeys([*RUN_TEXTS, "folder"], ""))
+    notes = runs.groupby("code_sha256")["same_as"].agg(lambda texts: max(texts, key=len))  # true of all runs of a code
+    runs = runs.assign(same_as=runs["code_sha256"].map(notes), ended=runs["state"].str.match("done|failed"))
+    runs = runs.sort_values(["ended", "part"], kind="stable").drop_duplicates("run", keep="last").drop(columns="ended")
     frames = [rows.assign(part=k) for k, (rows, _) in enumerate(parts)]
     rows = pd.concat([frame for frame in frames if len(frame)] or frames).reindex(columns=[*COLUMNS, "part"])
     rows = rows.merge(runs[["run", "part"]])[COLUMNS].astype({"seed": int, "step": int})

@@ -111,6 +111,12 @@ def test_results_of_other_code_are_stale_unless_shown_to_be_the_same(tmp_path):
     assert not records.read([folder])[1]["stale"].any()
     runs.loc[2, "same_as"] = f"0123abc:other 4567def:{records.code_sha256(TD3)}"
     assert not records.is_stale(runs.loc[2])
+    records.export(*records.read([tmp_path]), tmp_path / "kept")
+    table = pd.read_csv(tmp_path / "kept" / "runs.csv").astype({"same_as": object}).set_index("seed", drop=False)
+    table.loc[2, "same_as"] = f"0123abc:{records.code_sha256(TD3)}"
+    table.to_csv(tmp_path / "kept" / "runs.csv", index=False)
+    again = records.read([tmp_path / "kept", tmp_path / "td3"])[1].set_index("seed")
+    assert again.loc[2, "folder"] and not again.loc[2, "stale"], "what is noted of a code holds for a copy without it"
 
 
 def test_export_merges_and_later_results_replace_earlier_ones(tmp_path):
