@@ -174,10 +174,11 @@ def test_a_frozen_network_stays_and_the_rest_learns(algorithm, part):
 @of_shared_blocks
 def test_compiled_steps_equal_eager_ones(algorithm, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
-    broken = agent(algorithm, compile=True)
-    broken.actor = copy.deepcopy(broken.actor)
-    with pytest.raises(RuntimeError, match="lacks a parameter"):
-        broken.update(*batch(algorithm))  # and what was compiled for it does not spoil the next agent
+    if algorithm == "td3":  # what is compiled for a broken agent must not spoil the next one
+        broken = agent(algorithm, compile=True)
+        broken.actor = copy.deepcopy(broken.actor)
+        with pytest.raises(RuntimeError, match="lacks a parameter"):
+            broken.update(*batch(algorithm))
     results = []
     for compiled in (False, True):
         a = agent(algorithm, compile=compiled)
