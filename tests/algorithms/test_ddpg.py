@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import learn
-from ddpg import DDPG
+from ddpg import DDPG, LateActionCritic
 from off_policy import TWO, Value, agent, batch, fix
 from torch import nn
 
@@ -33,6 +33,15 @@ def test_lillicraps_network_and_settings():
     assert not torch.equal(a.critic(s, torch.zeros(5, 2)), a.critic(s, torch.ones(5, 2)))
     actor, critic = a.actor_optimizer.param_groups[0], a.critic_optimizer.param_groups[0]
     assert (actor["lr"], critic["lr"], actor["weight_decay"], critic["weight_decay"]) == (1e-4, 1e-3, 0, 1e-2)
+
+
+def test_lillicraps_critic_worked_by_hand():
+    q = LateActionCritic(1, 1, hidden=(2, 2))
+    for layer, weight in ((q.first, [[1, -1]]), (q.net[0], [[1, 0], [1, 0], [1, -1]]), (q.net[-1], [[1], [10]])):
+        layer.weight.data = torch.tensor(weight).float().T
+        layer.bias.data.zero_()
+    # s = 2: relu(2, -2) = (2, 0); with a = 3: relu(2 + 3, -3) = (5, 0), so Q = 5; with -4: relu(-2, 4), so Q = 40
+    assert q(torch.full((2, 1), 2.0), torch.tensor([[3.0], [-4.0]])).tolist() == [5, 40]
 
 
 def test_weight_decay_is_l2_of_the_critic_only():
