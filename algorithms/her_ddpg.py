@@ -22,7 +22,7 @@ draw from that memory gives a goal g' with the same probability k / (k + 1), and
 g' is drawn anew whenever the transition is, and memory holds the transition once.
 
 Training goes in cycles: `episodes_per_cycle` episodes, counted over all environments, then `updates_per_cycle` updates
-of actor and critic, then one step of the targets. With episodes of 50 steps the defaults make one update per 10
+of actor and critic, then one step of the targets. With episodes of 50 steps the defaults make one update per 20
 environment steps, whatever num_envs is.
 
 Papers: Andrychowicz et al. (2017), "Hindsight Experience Replay", for the method and the cycle; Plappert et al. (2018),
@@ -32,9 +32,9 @@ Lecture: "Handling Continuous Action Space", slides "Hindsight Experience Replay
 Policy Gradient (DDPG)".
 
 Deviations from the papers, each with its reason:
-  * One process with 8 environments and batches of 256, not 8 or 19 processes that each collect and whose gradients are
-    combined: it runs on one core. For the smaller batch a cycle follows 8 episodes, not 16 as in the first paper: about
-    as many updates as leave stepping the environments the largest part of the time.
+  * One process, not 8 or 19 that each collect 2 episodes and sum their gradients of 256 transitions: it runs on one
+    core. What 8 of them do is the same: 16 episodes, then updates on 8 * 256 transitions. With fewer transitions per
+    episode (256 and a cycle per 8 episodes) a run of FetchPush had not learned it after 1M steps.
   * The normaliser takes in the states of a cycle's batches, relabelled as they are, before its updates; the authors
     take those of every new episode once. As in their code, standard deviations count as at least 0.01 and the result is
     clipped at 5. It belongs to the model, so that a saved policy is complete.
@@ -106,13 +106,13 @@ class Args:
     """Discount factor (0 to 1)."""
     tau: Annotated[float, Range(0, 1)] = 0.05
     """Step of the target networks towards the learned ones (0 to 1)."""
-    batch_size: Annotated[int, Range(1)] = 256
+    batch_size: Annotated[int, Range(1)] = 2048
     """Transitions per update (>= 1)."""
     buffer_size: Annotated[int, Range(1)] = 1_000_000
     """Transitions the replay memory holds before the oldest are overwritten (>= batch-size)."""
     learning_starts: Annotated[int, Range(1)] = 1_000
     """First environment steps, taken with uniformly random actions and without updates (>= 1)."""
-    episodes_per_cycle: Annotated[int, Range(1)] = 8
+    episodes_per_cycle: Annotated[int, Range(1)] = 16
     """Episodes that end, counted over all environments, before the next updates (>= 1)."""
     updates_per_cycle: Annotated[int, Range(1)] = 40
     """Updates in a row; one step of the target networks follows them (>= 1)."""

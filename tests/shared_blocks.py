@@ -32,6 +32,7 @@ DIFFERENT_DEFAULTS = {  # settings whose best value is a matter of the algorithm
     "num_envs": "REINFORCE: whole episodes of 1000 steps per update, so more environments mean fewer updates",
     "env_id": "her_ddpg needs a task with goals",
     "gamma": "HER's episodes of 50 steps: 1 - 1/50",
+    "batch_size": "HER: that of 8 processes with 256 each, as published",
     "tau": "HER moves its targets once per cycle of updates, not with every update",
     "learning_starts": "as published; HER's random actions go on, with probability random_eps, instead of such a phase",
     "exploration_noise": "each method's published noise",

@@ -53,9 +53,9 @@ DEFAULTS = {
     },
     "sac": REPLAY | {"learning_starts": 10_000, "alpha": "0.2", "value_network": False},
     "her_ddpg": REPLAY | {
-        "env_id": "FetchPush-v4", "gamma": 0.98, "tau": 0.05, "learning_starts": 1_000, "episodes_per_cycle": 8,
-        "updates_per_cycle": 40, "her": True, "goal_strategy": "future", "num_goals": 4, "exploration_noise": 0.2,
-        "random_eps": 0.3, "action_l2": 1.0, "clip_target": True,
+        "env_id": "FetchPush-v4", "gamma": 0.98, "tau": 0.05, "learning_starts": 1_000, "batch_size": 2048,
+        "episodes_per_cycle": 16, "updates_per_cycle": 40, "her": True, "goal_strategy": "future", "num_goals": 4,
+        "exploration_noise": 0.2, "random_eps": 0.3, "action_l2": 1.0, "clip_target": True,
     },
 }  # fmt: skip
 
