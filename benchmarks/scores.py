@@ -166,12 +166,14 @@ def cells(evaluations: pd.DataFrame, runs: pd.DataFrame, tuning: bool = False) -
 
     Runs of earlier code are not pooled with today's: the cell has those of which more are finished. Its name is the
     algorithm, then the source if it is neither ours nor said ("sb3-ppo"), and then the settings where they alone tell
-    it from another cell.
+    it from another cell (one of today's code: from another of today's).
     """
     runs = runs[is_tuning(runs) == tuning]
     said = (runs["source"] == OURS) | runs["algorithm"].str.startswith("sb3-")
     names = runs["algorithm"].where(said, runs["algorithm"] + " (" + runs["source"] + ")")
-    alike = runs["settings"].groupby([names, runs["env_id"], runs["total_timesteps"]]).transform("nunique") == 1
+    group, today = [names, runs["env_id"], runs["total_timesteps"]], runs["settings"].mask(runs["stale"])
+    alike = runs["settings"].groupby(group).transform("nunique") == 1
+    alike |= ~runs["stale"] & (today.groupby(group).transform("nunique") == 1)
     settings = runs["settings"].map(lambda text: ", ".join(f"{k} {v}" for k, v in json.loads(text).items()))
     made = []
     for key, members in runs.assign(name=names.where(alike, (names + " " + settings).str.strip())).groupby(

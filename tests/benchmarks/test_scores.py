@@ -81,6 +81,14 @@ def test_seeds_with_the_same_settings_are_pooled_and_tuning_seeds_are_apart(tmp_
     assert [(cell.name, cell.seeds) for cell in cells_of(path)] == [("dqn (other)", [1234])]
 
 
+def test_earlier_code_with_other_settings_leaves_todays_its_plain_name(tmp_path):
+    make_run(tmp_path / "today", args={"gamma": 0.5})
+    make_run(tmp_path / "earlier", args={"gamma": 0.25}, code_sha256="of other code")
+    assert [(cell.name, cell.settings) for cell in cells_of(tmp_path / "today", tmp_path / "earlier")] == [
+        ("td3", {"gamma": 0.5}), ("td3 gamma 0.25", {"gamma": 0.25})
+    ]  # fmt: skip
+
+
 def test_runs_of_earlier_code_are_not_pooled_with_those_of_today(tmp_path):
     for seed in (1, 2):
         for task in ("HalfCheetah-v5", "Hopper-v5", "Reacher-v5"):
