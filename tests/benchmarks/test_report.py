@@ -53,10 +53,11 @@ def test_the_matrix_tells_what_is_separable(tmp_path):
         "trpo": ["", "failed"],
     }  # fmt: skip
     assert "3 of 4 tested differences are separable" in text and "earlier code" not in text
-    make_run(tmp_path / "8", args={"gamma": 0.9})  # other settings have a row, but not those of earlier code
-    make_run(tmp_path / "8", seed=2, args={"gamma": 0.8}, code_sha256="0" * 64)
+    make_run(tmp_path / "8")
+    make_run(tmp_path / "8", seed=2, args={"gamma": 0.9})  # other settings have a row, but not those of earlier code
+    make_run(tmp_path / "8", seed=3, args={"gamma": 0.8}, code_sha256="0" * 64)
     text = report.matrix(cells_of(tmp_path / "8"), rows, {})
-    assert "| td3 gamma 0.9 |" in text and "0.8" not in text and "1 of 2 runs are of earlier code" in text
+    assert "| td3 |" in text and "| td3 gamma 0.9 |" in text and "0.8" not in text and "1 of 3 runs are of" in text
 
 
 def test_results_tell_what_was_lost_what_failed_and_how_it_compares(tmp_path):
