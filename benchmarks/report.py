@@ -361,8 +361,8 @@ def report(options: Options) -> None:
         parts += [f"![{path.stem}]({path.name})\n" for path in pictures]
         write_atomically(output / "report.md", "# Report\n\n" + "\n".join(parts))
     summary = rows[rows.columns.intersection(["task", "algorithm", "of", "steps", "seeds", MEAN, "reference", VERDICT])]
-    shown = Table(*summary, show_lines=True, padding=(0, 0))
-    for row in summary.to_numpy():
+    shown, tasks = Table(*summary, show_lines=True, padding=(0, 0)), read(options.results[:1])[1]["env_id"]
+    for row in summary[summary["task"].isin(tasks)].to_numpy():  # of the results named first; the report has all
         shown.add_row(*(text.replace("[", "\\[") for text in row))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(shown)

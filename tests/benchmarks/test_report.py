@@ -87,9 +87,10 @@ def test_an_unknown_algorithm_stands_beside_ours(tmp_path, command):
     rows = [("dqn", "HalfCheetah-v5", seed, k, k / 100 + seed) for seed in (1, 2, 42) for k in (0, 500, 1000)]
     mine = make_csv(tmp_path / "mine.csv", *rows)
     make_run(tmp_path / "runs", seed=5, total=2000)  # longer than theirs
-    words = ["--results", tmp_path / "runs", mine, "--compare", "td3", "dqn (mine)"]
+    make_run(tmp_path / "more", env_id="Swimmer-v5")
+    words = ["--results", tmp_path / "runs", mine, tmp_path / "more", "--compare", "td3", "dqn (mine)"]
     code, out, _ = command(*words, "--output", tmp_path / "out")
-    assert code == 0 and "25.0" in out
+    assert code == 0 and "25.0" in out and "Swimmer" not in out, "printed are the tasks of what is named first"
     text = (tmp_path / "out" / "report.md").read_text()
     difference = r"higher \(n = 3 \\\| 3\): \+85\.0 \[[\d.]+, [\d.]+\]"  # 110 - 25
     assert re.search(r"HalfCheetah-v5 \| return \| 1k \| 110 .* \| 25\.0 .* \| " + difference, text)
