@@ -280,7 +280,8 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
         trained = [p for p in parameters if p.requires_grad]
         if len(grads) < len(trained):
             torch.compiler.reset()  # what was compiled would leave them out in the next agent, too
-            raise RuntimeError(f"{loss.__name__} lacks a parameter: replacing a module, renew target, optimizer, step")
+            unused = f"{len(trained) - len(grads)} of {len(trained)} parameters have no part in {loss.__name__}"
+            raise RuntimeError(f"{unused}: after replacing a module make its target, optimizer and step anew")
         for p in parameters:
             p.grad = grads.pop(0) if p.requires_grad else None
         optimizer.step()  # theta <- theta - learning_rate * (what the optimiser makes of grad L)   [GRAD.3]
@@ -704,7 +705,8 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
                 envs.vector = gym.wrappers.vector.RecordVideo(envs.vector, str(folder / "videos"), **film)
             return envs
         except Exception as error:  # whatever a renderer may lack: a run is not to fail for its film
-            print(f"no video: {' '.join(str(error).split())} (it takes libegl1, or libosmesa6 and MUJOCO_GL=osmesa)")
+            needs = "MuJoCo's films need libegl1, or libosmesa6 and MUJOCO_GL=osmesa; --render needs a screen"
+            print(f"no video: {' '.join(str(error).split())} ({needs})")
     return VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
 
 
@@ -750,9 +752,11 @@ class Run(contextlib.AbstractContextManager):
             print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
         self.restore(read(path) if path.exists() else {"logs": {}})
         self.record(config)
-        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
-        names |= {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
-        self.wandb = importlib.import_module("wandb").init(**names, sync_tensorboard=True) if args.track else None
+        self.wandb = None
+        if args.track:
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
+            keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
+            self.wandb = importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps and envs.steps + 1)
         self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
@@ -845,7 +849,7 @@ class Run(contextlib.AbstractContextManager):
         """Add rows, below a header if they are the first, to a csv file, and their numbers to TensorBoard."""
         with open(self.folder / f"{log}.csv", "a+", newline="") as file:
             file.seek(0)
-            header = next(csv.reader(file), None)  # rows with other columns, as of is_success now and then, are refused
+            header = next(csv.reader(file), None)  # further columns, as of is_success now and then, raise ValueError
             writer = csv.DictWriter(file, header or (rows[0] if rows else ()))
             if rows and not header:
                 writer.writeheader()
@@ -905,12 +909,13 @@ def write_atomically(path: Path, write: Callable) -> None:
     os.replace(file.name, path)
 
 
-def read(p: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """A .json or .pt file of a run folder. Raises UserError if it is missing or damaged."""
     try:
-        return json.loads(p.read_text()) if p.suffix == ".json" else torch.load(p, "cpu", weights_only=True, mmap=True)
+        json_file = path.suffix == ".json"
+        return json.loads(path.read_text()) if json_file else torch.load(path, "cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise UserError(f"{p} is missing or damaged: name a run's folder, or restore a copy") from error
+        raise UserError(f"{path} is missing or damaged: name a run's folder, or restore a copy") from error
 
 
 def read_args(folder: Path, agent_class: type, args_class: type) -> Any:

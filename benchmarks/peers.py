@@ -135,7 +135,6 @@ class Args:
 
     # what else our `Run` and `prepare` ask for: not settings of a peer
     num_envs, compile, matmul_precision, track, capture_video, render = 1, False, "highest", False, False, False
-    wandb_project_name = wandb_entity = None
 
     def check(self) -> None:
         """Nothing but the ranges is to be checked."""
