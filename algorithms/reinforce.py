@@ -401,6 +401,8 @@ class REINFORCE(nn.Module):
 
     def score(self, logp: Tensor, w: Tensor) -> Tensor:
         """sum_t w_t grad log pi(a_t | s_t), as one vector of theta's length."""
+        if not self.theta():
+            return logp.new_zeros(0)  # all of the policy is frozen
         grads = torch.autograd.grad((w * logp).sum(), self.theta(), retain_graph=True, allow_unused=True)
         if any(g is None for g in grads):
             raise RuntimeError("a parameter has no part in log pi: after replacing a module make its optimizer anew")
@@ -733,6 +735,8 @@ class Run(contextlib.AbstractContextManager):
         if args.resume and not path.exists():
             print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
         self.restore(read(path) if path.exists() else {"logs": {}})
+        if args.resume and args.total_timesteps < min(envs.steps, before.total_timesteps):
+            raise UserError(f"--total-timesteps {args.total_timesteps}: {envs.steps} steps are done, give no fewer")
         self.record(config)
         self.wandb = None
         if args.track:

@@ -608,6 +608,8 @@ class Run(contextlib.AbstractContextManager):
         if args.resume and not path.exists():
             print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
         self.restore(read(path) if path.exists() else {"logs": {}})
+        if args.resume and args.total_timesteps < min(envs.steps, before.total_timesteps):
+            raise UserError(f"--total-timesteps {args.total_timesteps}: {envs.steps} steps are done, give no fewer")
         self.record(config)
         self.wandb = None
         if args.track:

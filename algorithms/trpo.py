@@ -520,9 +520,10 @@ class TRPO(nn.Module):
         s, a, adv, v_target = s.flatten(0, 1), a.flatten(0, 1), adv.flatten(), v_target.flatten()
         if len(adv) > 1:  # a single advantage has no standard deviation
             adv = (adv - adv.mean()) / (adv.std() + 1e-8)
-        step, info = self.natural_step(s, a, logp_old, adv)
-        info |= self.take(step, s, a, logp_old, adv)
-        infos = []
+        infos, info = [], {}
+        if self.theta():  # not all of the policy is frozen
+            step, info = self.natural_step(s, a, logp_old, adv)
+            info |= self.take(step, s, a, logp_old, adv)
         for _ in range(args.update_epochs):
             order = torch.randperm(len(s), device=s.device)
             for minibatch in zip(*(x[order].split(self.minibatch_size) for x in (s, v_target)), strict=True):
@@ -778,6 +779,8 @@ class Run(contextlib.AbstractContextManager):
         if args.resume and not path.exists():
             print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
         self.restore(read(path) if path.exists() else {"logs": {}})
+        if args.resume and args.total_timesteps < min(envs.steps, before.total_timesteps):
+            raise UserError(f"--total-timesteps {args.total_timesteps}: {envs.steps} steps are done, give no fewer")
         self.record(config)
         self.wandb = None
         if args.track:

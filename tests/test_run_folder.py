@@ -112,6 +112,8 @@ def test_train_csv_holds_every_finished_episode(algorithm: str, num_envs: int, t
     for name in ("eval", "metrics"):
         assert rows(folder / f"{name}.csv")[-1]["step"] == str(end)
     before = logs(folder)
+    with pytest.raises(load(algorithm).UserError, match=f"--total-timesteps 240: {end} steps are done"):
+        resume(algorithm, folder, total_timesteps=240)
     resume(algorithm, folder)
     assert logs(folder) == before, "it is complete"
     resume(algorithm, folder, total_timesteps=300)
