@@ -24,9 +24,10 @@ Deviations from the paper, each with its reason:
   * Policy and value have separate networks of tanh units; `--shared-network` shares the hidden layers, as the slides'
     picture has it.
   * lambda = 0.95, not 1: less variance. `--gae-lambda 1` gives the paper's n-step returns.
-  * Advantages are standardised per rollout, as in PPO, so that steps do not shrink as the critic learns. Rollouts have
-    16 steps per environment, not 5, which gives 128 advantages to standardise, and steps are 2e-3 instead of 7e-4.
-    `--no-norm-adv --num-steps 5 --learning-rate 7e-4` is the usual setting.
+  * Rollouts have 16 steps per environment, not 5, and steps are 2e-3 instead of 7e-4, as 128 advantages carry a larger
+    one. `--num-steps 5 --learning-rate 7e-4` is the usual setting.
+  * Advantages keep their scale, as in the paper. Standardised per rollout (`--norm-adv`, as PPO does), those of states
+    in which there is nothing left to learn are noise of full size, and what was learned elsewhere is lost by it.
   * No entropy bonus by default: it pays a Gaussian policy for a std without bound, which clipped actions do not punish.
   * RMSprop with epsilon 1e-5 outside the square root, as PyTorch has it: theta - lr g / (sqrt(v) + eps), v from 0. The
     paper and TensorFlow (with v from 1) have sqrt(v + eps), which makes smaller steps wherever gradients are small.
@@ -109,7 +110,7 @@ class Args:
     """Weight c1 of the value loss (>= 0)."""
     ent_coef: Annotated[float, Range(0)] = 0.0
     """Weight c2 of the entropy bonus (>= 0)."""
-    norm_adv: bool = True
+    norm_adv: bool = False
     """Standardise the advantages of each rollout."""
     max_grad_norm: Annotated[float, Range(0)] = 0.5
     """Gradients with a larger Euclidean norm are scaled down to it (>= 0; 1e9 switches it off)."""

@@ -32,7 +32,7 @@ DEFAULTS = {
         "bootstrap": True, "scale_gradient": True,
     },
     "a2c": CLIPPED | {
-        "learning_rate": 2e-3, "num_steps": 16, "optimizer": "rmsprop", "shared_network": False, "norm_adv": True,
+        "learning_rate": 2e-3, "num_steps": 16, "optimizer": "rmsprop", "shared_network": False, "norm_adv": False,
     },
     "ppo": CLIPPED | {
         "learning_rate": 3e-4, "num_steps": 256, "update_epochs": 10, "num_minibatches": 32, "clip_coef": 0.2,
