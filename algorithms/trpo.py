@@ -301,7 +301,7 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
 
     def gradients(*batch: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         value, info = loss(*batch)  # L(theta)   [GRAD.1]
-        trained = [p for p in parameters if p.requires_grad]
+        trained = [p for p in parameters if p.requires_grad] if value.requires_grad else []
         found = torch.autograd.grad(value, trained, allow_unused=True) if trained else ()  # grad L   [GRAD.2]
         grads = [g for g in found if g is not None]
         norm = torch.stack([g.norm() for g in grads] or [value.detach() * 0]).norm()
@@ -626,9 +626,9 @@ def make_env(env_id: str, evaluation: bool = False, **kwargs: Any) -> gym.Env:
         env = gym.make(env_id, **kwargs)
     except (gym.error.Error, ImportError, AttributeError, ValueError) as error:
         known = isinstance(error, gym.error.Error | ImportError) or env_id.count(":") > 1
-        lacking = getattr(getattr(error, "obj", None), "__name__", "")  # the module, if it has not the class
-        if not known and lacking.partition(".")[0] != env_id.partition(":")[0].partition(".")[0]:
-            raise  # a fault inside the environment
+        lacking = f"{getattr(getattr(error, 'obj', None), '__name__', '')}:{getattr(error, 'name', '')}"
+        if not known and lacking != getattr(gym.registry.get(env_id.rpartition(":")[2]), "entry_point", None):
+            raise  # not that the module lacks the class, but a fault inside the environment
         remedy = "`gymnasium.pprint_registry()` lists what there is, own modules are looked for in the current folder"
         raise UserError(f"--env-id {env_id}: {' '.join(str(error).split()).rstrip('.')}; {remedy}") from error
     return gym.wrappers.FlattenObservation(env) if isinstance(env.observation_space, gym.spaces.Dict) else env
@@ -761,9 +761,14 @@ class Run(contextlib.AbstractContextManager):
         self.eval_envs = VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
         config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
         self.folder = Path(args.resume or args.run_dir or new_folder(args, config["algorithm"]))
+        path = self.folder / "checkpoint.pt"
+        saved = read(path) if args.resume and path.exists() else {"logs": {}}
         if args.resume:
             config, before = read(self.folder / "config.json"), read_args(self.folder, type(agent), type(args))
             refuse_changes(before, args, {"total_timesteps", "checkpoint_every"})
+            if args.total_timesteps < (least := min(saved.get("step", 0), before.total_timesteps)):
+                done = f"{saved['step']} steps are done"
+                raise UserError(f"--total-timesteps {args.total_timesteps}: {done}, give at least {least}")
             if (self.folder / "policy.pt").exists() and not list(self.folder.glob("*.csv")):
                 raise UserError(f"{self.folder} has a policy but no logs to go on: evaluate it, or start a new run")
         elif self.folder.is_dir() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
@@ -775,12 +780,9 @@ class Run(contextlib.AbstractContextManager):
         except OSError as error:  # a time-out, too
             reason = error.strerror or "another process trains there"
             raise UserError(f"cannot use {self.folder} ({reason}): choose another --run-dir") from error
-        path = self.folder / "checkpoint.pt"
         if args.resume and not path.exists():
             print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
-        self.restore(read(path) if path.exists() else {"logs": {}})
-        if args.resume and args.total_timesteps < min(envs.steps, before.total_timesteps):
-            raise UserError(f"--total-timesteps {args.total_timesteps}: {envs.steps} steps are done, give no fewer")
+        self.restore(saved)
         self.record(config)
         self.wandb = None
         if args.track:
@@ -879,7 +881,9 @@ class Run(contextlib.AbstractContextManager):
         """Add rows, below a header if they are the first, to a csv file, and their numbers to TensorBoard."""
         with open(self.folder / f"{log}.csv", "a+", newline="") as file:
             file.seek(0)
-            header = next(csv.reader(file), None)  # further columns, as of is_success now and then, raise ValueError
+            header = next(csv.reader(file), None)
+            if header and (further := {name for row in rows for name in row} - {*header}):
+                raise RunFailed(f"{file.name} began without {further}: every episode or update needs the same columns")
             writer = csv.DictWriter(file, header or (rows[0] if rows else ()))
             if rows and not header:
                 writer.writeheader()

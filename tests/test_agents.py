@@ -139,12 +139,13 @@ def test_everything_is_made_on_the_agents_device_and_nothing_comes_to_the_host(a
 PARTS = [(name, part) for name in ALGORITHMS for part in ("actor", "critic")]
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("algorithm", "part"), [x for x in PARTS if x != ("trpo", "actor")])
-def test_a_replaced_network_is_an_error_at_the_first_update_that_says_what_to_do(algorithm, part):
+def test_a_replaced_network_is_an_error_at_the_first_update_that_says_what_to_do(algorithm, part, frozen):
     """As by a subclass after super().__init__(). (TRPO moves whatever actor there is.)"""
     a = agent(algorithm)
     module, name = (a.critics, "0") if part == "critic" and hasattr(a, "critics") else (a, part)
-    setattr(module, name, copy.deepcopy(getattr(module, name)))
+    setattr(module, name, copy.deepcopy(getattr(module, name)).requires_grad_(not frozen))
     with pytest.raises(RuntimeError, match=r"replacing a module.*optimizer"):
         a.update(*batch(algorithm))
 
@@ -164,6 +165,7 @@ def test_a_frozen_layer_stays_and_the_rest_learns(algorithm, part):
 def test_a_frozen_network_stays_and_the_rest_learns(algorithm, part):
     a = agent(algorithm)
     part = "critics" if part == "critic" and hasattr(a, "critics") else part
+    a.update(*batch(algorithm))  # leaves gradients behind
     getattr(a, part).requires_grad_(False)
     before = parameters(a)
     a.update(*batch(algorithm))

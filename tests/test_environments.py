@@ -117,6 +117,9 @@ def test_an_action_of_nan_never_reaches_the_environment():
 def test_a_missing_class_is_told_and_a_fault_inside_an_environment_shows_itself():
     with pytest.raises(module.UserError, match="NoSuchClass"):
         module.make_env("contract_envs:Lacking-v0")
+    gym.register("Elsewhere-v0", "contract_envs:NoSuchClass")
+    with pytest.raises(module.UserError, match="NoSuchClass"):
+        module.make_env("Elsewhere-v0")
     with pytest.raises(AttributeError, match="name_that_is_gone"):
         module.make_env("contract_envs:Outdated-v0")
 

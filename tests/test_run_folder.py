@@ -112,8 +112,13 @@ def test_train_csv_holds_every_finished_episode(algorithm: str, num_envs: int, t
     for name in ("eval", "metrics"):
         assert rows(folder / f"{name}.csv")[-1]["step"] == str(end)
     before = logs(folder)
+    with open(folder / "train.csv", "a") as file:  # rows after the checkpoint stay, too, and the folder is not locked
+        file.write("a row\n")
+    (folder / ".lock").unlink()
     with pytest.raises(load(algorithm).UserError, match=f"--total-timesteps 240: {end} steps are done"):
         resume(algorithm, folder, total_timesteps=240)
+    assert logs(folder)["train.csv"] == before["train.csv"] + b"a row\n"
+    assert not (folder / ".lock").exists()
     resume(algorithm, folder)
     assert logs(folder) == before, "it is complete"
     resume(algorithm, folder, total_timesteps=300)
@@ -179,7 +184,7 @@ def test_a_policy_of_other_networks_is_refused(algorithm: str, finished, command
 def test_rows_never_stand_below_a_header_of_other_columns(algorithm: str, tmp_path):
     run, write = SimpleNamespace(folder=tmp_path), load(algorithm).Run.write
     write(run, "train", [{"step": 1, "return": 2.0}], scalars=False)
-    with pytest.raises(ValueError, match="success"):
+    with pytest.raises(load(algorithm).RunFailed, match=r"train.csv began without \{'success'\}"):
         write(run, "train", [{"step": 2, "return": 3.0, "success": 1}], scalars=False)
     write(run, "train", [{"step": 3, "return": 4.0}], scalars=False)
     assert (tmp_path / "train.csv").read_text().splitlines() == ["step,return", "1,2.0", "3,4.0"]
