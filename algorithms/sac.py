@@ -128,8 +128,8 @@ class Args:
     log_every: Annotated[int, Range(1)] = 1_000
     """Environment steps between rows of metrics.csv (>= 1)."""
     resume: str | None = None
-    """Run folder to continue with its own settings; only total-timesteps, device, threads, compile, checkpoint-every,
-    log-every, capture-video, render and the options of Weights & Biases may change."""
+    """Run folder to continue with its own settings; only total-timesteps (not below the steps done), device, threads,
+    compile, checkpoint-every, log-every, capture-video, render and the options of Weights & Biases may change."""
     evaluate: str | None = None
     """Run folder whose saved policy to evaluate, instead of training."""
     capture_video: bool = False
@@ -148,7 +148,7 @@ class Args:
         if max(self.batch_size, self.num_envs) > self.buffer_size:
             raise UserError(f"--buffer-size {self.buffer_size} is less than --batch-size or --num-envs: enlarge it")
         if self.learning_starts >= self.total_timesteps:
-            raise UserError(f"--learning-starts {self.learning_starts} is not below --total-timesteps: lower it")
+            raise UserError(f"--learning-starts {self.learning_starts} reaches --total-timesteps: change one of them")
         try:
             valid = self.alpha == "auto" or 0 <= float(self.alpha) <= torch.finfo(torch.float32).max
         except ValueError:
@@ -635,6 +635,7 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
 # settings that change nothing in what is computed
 FREE = {"device", "threads", "compile", "log_every", "capture_video", "render", "track", "wandb_project_name",
         "wandb_entity", "run_dir", "resume", "evaluate"}  # fmt: skip
+LOGS = {"eval.csv", "train.csv", "metrics.csv"}
 
 
 class Run(contextlib.AbstractContextManager):
@@ -661,6 +662,9 @@ class Run(contextlib.AbstractContextManager):
             if args.total_timesteps < (least := min(saved.get("step", 0), before.total_timesteps)):
                 done = f"{saved['step']} steps are done"
                 raise UserError(f"--total-timesteps {args.total_timesteps}: {done}, give at least {least}")
+            for log in (self.folder / name for name in LOGS & saved["logs"].keys()):
+                if not log.exists() or log.stat().st_size < saved["logs"][log.name]:
+                    raise UserError(f"{log} has lost rows since the last checkpoint: restore a copy")
             if (self.folder / "policy.pt").exists() and not list(self.folder.glob("*.csv")):
                 raise UserError(f"{self.folder} has a policy but no logs to go on: evaluate it, or start a new run")
         elif self.folder.is_dir() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
@@ -688,12 +692,9 @@ class Run(contextlib.AbstractContextManager):
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to a checkpoint, if there is one, otherwise to the start."""
-        for path in (self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")):
-            length = saved["logs"].get(path.name, 0)
-            if (path.stat().st_size if path.exists() else 0) < length:
-                raise UserError(f"{path} has lost rows since the last checkpoint: restore a copy")
-            if path.exists():
-                os.truncate(path, length)  # rows written after the checkpoint are written again
+        for log in (self.folder / name for name in LOGS):
+            if log.exists():  # rows written after the checkpoint are written again
+                os.truncate(log, saved["logs"].get(log.name, 0))
         if "step" in saved:
             self.envs.steps, self.seconds = saved["step"], saved["seconds"]
             for name, part in self.parts.items():

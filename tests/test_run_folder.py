@@ -339,6 +339,9 @@ def test_a_folder_that_was_moved_and_one_that_lost_rows(algorithm: str, command_
     assert resume(algorithm, tmp_path / "copy") == tmp_path / "copy"
     assert logs(tmp_path / "copy") == logs(tmp_path / "elsewhere") and not folder.exists()
     assert (tmp_path / "copy" / "notes.csv").read_text() == "my own"
+    with open(tmp_path / "copy" / "eval.csv", "a") as file:
+        file.write("999,0,later than the last checkpoint")
+    (tmp_path / "copy" / "notes.csv").unlink()
     for lose in (lambda path: os.truncate(path, path.stat().st_size - 1), Path.unlink):
         lose(tmp_path / "copy" / "train.csv")
         before = contents(tmp_path / "copy")
