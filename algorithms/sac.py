@@ -245,8 +245,8 @@ def gradient_step(loss: Callable, optimizer: torch.optim.Optimizer, compile: boo
 
     Only the optimiser's own parameters get a gradient (an actor's loss leaves the critic alone), frozen ones
     (requires_grad False) none. A gradient longer than max_norm is scaled down to it; its Euclidean norm before that is
-    in info, as critic_grad_norm for a critic_loss. Raises RuntimeError if a parameter has no part in the loss, as after
-    replacing a module.
+    in info, as critic_grad_norm for a critic_loss. Raises RuntimeError if a parameter that is not frozen has no part in
+    the loss, as after replacing a module.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm_name = loss.__name__.replace("loss", "grad_norm")
@@ -516,11 +516,12 @@ def make_env(env_id: str, evaluation: bool = False, **kwargs: Any) -> gym.Env:
             importlib.import_module("gymnasium_robotics")  # Fetch and the like register themselves, with a notice
     try:
         env = gym.make(env_id, **kwargs)
-    except (gym.error.Error, ImportError, AttributeError, ValueError) as error:
-        known = isinstance(error, gym.error.Error | ImportError) or env_id.count(":") > 1
+    except (gym.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
+        malformed = env_id.count(":") > 1 or env_id.startswith((":", "."))
         lacking = f"{getattr(getattr(error, 'obj', None), '__name__', '')}:{getattr(error, 'name', '')}"
-        if not known and lacking != getattr(gym.registry.get(env_id.rpartition(":")[2]), "entry_point", None):
-            raise  # not that the module lacks the class, but a fault inside the environment
+        lacks_class = lacking in [spec.entry_point for spec in gym.registry.values()]
+        if not (isinstance(error, gym.error.Error | ImportError) or malformed or lacks_class):
+            raise  # a fault inside the environment
         remedy = "`gymnasium.pprint_registry()` lists what there is, own modules are looked for in the current folder"
         raise UserError(f"--env-id {env_id}: {' '.join(str(error).split()).rstrip('.')}; {remedy}") from error
     return gym.wrappers.FlattenObservation(env) if isinstance(env.observation_space, gym.spaces.Dict) else env
@@ -635,7 +636,6 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
 # settings that change nothing in what is computed
 FREE = {"device", "threads", "compile", "log_every", "capture_video", "render", "track", "wandb_project_name",
         "wandb_entity", "run_dir", "resume", "evaluate"}  # fmt: skip
-LOGS = {"eval.csv", "train.csv", "metrics.csv"}
 
 
 class Run(contextlib.AbstractContextManager):
@@ -654,17 +654,10 @@ class Run(contextlib.AbstractContextManager):
         self.eval_envs = VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
         config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
         self.folder = Path(args.resume or args.run_dir or new_folder(args, config["algorithm"]))
-        path = self.folder / "checkpoint.pt"
-        saved = read(path) if args.resume and path.exists() else {"logs": {}}
+        self.logs, before = [self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")], args
         if args.resume:
             config, before = read(self.folder / "config.json"), read_args(self.folder, type(agent), type(args))
             refuse_changes(before, args, {"total_timesteps", "checkpoint_every"})
-            if args.total_timesteps < (least := min(saved.get("step", 0), before.total_timesteps)):
-                done = f"{saved['step']} steps are done"
-                raise UserError(f"--total-timesteps {args.total_timesteps}: {done}, give at least {least}")
-            for log in (self.folder / name for name in LOGS & saved["logs"].keys()):
-                if not log.exists() or log.stat().st_size < saved["logs"][log.name]:
-                    raise UserError(f"{log} has lost rows since the last checkpoint: restore a copy")
             if (self.folder / "policy.pt").exists() and not list(self.folder.glob("*.csv")):
                 raise UserError(f"{self.folder} has a policy but no logs to go on: evaluate it, or start a new run")
         elif self.folder.is_dir() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
@@ -676,9 +669,7 @@ class Run(contextlib.AbstractContextManager):
         except OSError as error:  # a time-out, too
             reason = error.strerror or "another process trains there"
             raise UserError(f"cannot use {self.folder} ({reason}): choose another --run-dir") from error
-        if args.resume and not path.exists():
-            print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
-        self.restore(saved)
+        self.restore(before.total_timesteps)
         self.record(config)
         self.wandb = None
         if args.track:
@@ -690,15 +681,31 @@ class Run(contextlib.AbstractContextManager):
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
         self.started = time.perf_counter() - self.seconds
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to a checkpoint, if there is one, otherwise to the start."""
-        for log in (self.folder / name for name in LOGS):
-            if log.exists():  # rows written after the checkpoint are written again
-                os.truncate(log, saved["logs"].get(log.name, 0))
-        if "step" in saved:
-            self.envs.steps, self.seconds = saved["step"], saved["seconds"]
-            for name, part in self.parts.items():
+    def restore(self, planned: int) -> None:
+        """Go back to the last checkpoint of a run that was to have `planned` steps; without one, to the start.
+
+        Raises UserError, with every file as it was, if the checkpoint does not fit.
+        """
+        path = self.folder / "checkpoint.pt"
+        saved = read(path) if path.exists() else {"logs": {}, "step": 0}
+        if self.args.resume and not path.exists():
+            print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
+        if self.args.total_timesteps < (least := min(saved["step"], planned)):
+            done = f"{saved['step']} steps are done, give at least {least}"
+            raise UserError(f"--total-timesteps {self.args.total_timesteps}: {done}")
+        lengths = {log: saved["logs"].get(log.name, 0) for log in self.logs}
+        for log, length in lengths.items():
+            if (log.stat().st_size if log.exists() else 0) < length:
+                raise UserError(f"{log} has lost rows since the last checkpoint: restore a copy")
+        try:
+            for name, part in self.parts.items() if saved["step"] else ():
                 part.load_state_dict(saved[name] if name == "memory" else copy.deepcopy(saved[name]))  # frees the file
+        except (KeyError, RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path} does not fit ({why}): use the script as it was") from error
+        self.envs.steps, self.seconds = saved["step"], saved.get("seconds", 0.0)
+        for log in filter(Path.exists, self.logs):
+            os.truncate(log, lengths[log])  # rows written after the checkpoint are written again
 
     def record(self, config: dict[str, Any]) -> None:
         """Write config.json: settings, versions, the script's hash and the command of every start."""
@@ -775,9 +782,10 @@ class Run(contextlib.AbstractContextManager):
         with open(self.folder / f"{log}.csv", "a+", newline="") as file:
             file.seek(0)
             header = next(csv.reader(file), None)
-            if header and (further := {name for row in rows for name in row} - {*header}):
+            names = header or list(rows[0] if rows else ())
+            if further := {name for row in rows for name in row} - {*names}:
                 raise RunFailed(f"{file.name} began without {further}: every episode or update needs the same columns")
-            writer = csv.DictWriter(file, header or (rows[0] if rows else ()))
+            writer = csv.DictWriter(file, names)
             if rows and not header:
                 writer.writeheader()
             writer.writerows(rows)
@@ -809,10 +817,10 @@ class Run(contextlib.AbstractContextManager):
         self.write_episodes()
         self.tensorboard.flush()
         logs = {}
-        for path in self.folder.glob("*.csv"):
-            with open(path, "rb+") as file:
+        for log in filter(Path.exists, self.logs):
+            with open(log, "rb+") as file:
                 os.fsync(file.fileno())
-            logs[path.name] = path.stat().st_size
+            logs[log.name] = log.stat().st_size
         checkpoint = {"step": self.envs.steps, "seconds": time.perf_counter() - self.started, "logs": logs,
                       **{name: part.state_dict() for name, part in self.parts.items()}}  # fmt: skip
         write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))

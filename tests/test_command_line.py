@@ -38,7 +38,8 @@ BAD_INPUT = [  # words of the command line -> what the message must hold: the va
     ("--env-id not:an:id!", "not:an:id!", "current folder"),
     ("--env-id no_such_module:Hopper-v5", "no_such_module", "current folder"),
     ("--env-id contract_envs:Nonesuch-v0", "Nonesuch", "pprint_registry"),
-    ("--env-id contract_envs:Lacking-v0", "NoSuchClass", "pprint_registry"),
+    *((f"--env-id contract_envs:{name}", "NoSuchClass", "pprint_registry") for name in ("Lacking-v0", "Lacking")),
+    *((f"--env-id {name}", f"--env-id {name}: ", "pprint_registry") for name in (":Hopper-v5", ".envs:Hopper-v5")),
     ("--env-id contract_envs:Image-v0", "(8, 8, 3)", "FlattenObservation"),
     ("--env-id FrozenLake-v1", "Discrete(16)", "FlattenObservation"),
     *((f"--{flag} 0", f"--{flag} 0", "at least 1") for flag in
@@ -59,7 +60,7 @@ for name in HAS_REPLAY:
         ("--batch-size 3000", "--buffer-size 2000", "enlarge"),
         ("--batch-size 0", "--batch-size 0", "at least 1"),
         ("--buffer-size -1", "--buffer-size -1", "at least 1"),
-        ("--learning-starts 256", "--learning-starts 256", "--total-timesteps", "lower"),
+        ("--learning-starts 256", "--learning-starts 256", "--total-timesteps", "change one"),
         ("--num-envs 2048 --total-timesteps 4096", "--buffer-size 2000", "enlarge"),
     ]
 for name in FIXED_ROLLOUTS:

@@ -101,24 +101,22 @@ def test_tables(algorithm: str, finished):
     assert seconds == sorted(seconds) and seconds[0] > 0 and all(float(row["steps_per_second"]) > 0 for row in table)
 
 
-@pytest.mark.parametrize("num_envs, total", [(1, 250), (4, 256)])
+@pytest.mark.parametrize("num_envs, total", [(1, 250), (4, 256), (4, 250)])
 def test_train_csv_holds_every_finished_episode(algorithm: str, num_envs: int, total: int, tmp_path):
     """Also where nothing divides; the last evaluation, metrics and checkpoint are at the end."""
     changes = late(algorithm) | {"eval_every": 96, "log_every": 90, "num_envs": num_envs, "total_timesteps": total}
     folder = train(algorithm, env_id=COUNTDOWN, run_dir=tmp_path / "run", **changes)
     assert episodes(folder) == countdown_episodes(algorithm, num_envs, total)
     end = saved(folder)["step"]
-    assert end == (int(episodes(folder)[-1][0]) if algorithm == "reinforce" else total)
+    assert end == (int(episodes(folder)[-1][0]) if algorithm == "reinforce" else -(-total // num_envs) * num_envs)
     for name in ("eval", "metrics"):
         assert rows(folder / f"{name}.csv")[-1]["step"] == str(end)
     before = logs(folder)
-    with open(folder / "train.csv", "a") as file:  # rows after the checkpoint stay, too, and the folder is not locked
+    with open(folder / "train.csv", "a") as file:  # rows after the checkpoint stay, too
         file.write("a row\n")
-    (folder / ".lock").unlink()
     with pytest.raises(load(algorithm).UserError, match=f"--total-timesteps 240: {end} steps are done"):
         resume(algorithm, folder, total_timesteps=240)
     assert logs(folder)["train.csv"] == before["train.csv"] + b"a row\n"
-    assert not (folder / ".lock").exists()
     resume(algorithm, folder)
     assert logs(folder) == before, "it is complete"
     resume(algorithm, folder, total_timesteps=300)
@@ -181,6 +179,40 @@ def test_a_policy_of_other_networks_is_refused(algorithm: str, finished, command
 
 
 @of_shared_blocks
+def test_a_checkpoint_that_does_not_fit_the_script(algorithm: str, finished, command_line, tmp_path):
+    """Other networks, or an optimiser that the run did not have: refused before a log is cut."""
+    folder = shutil.copytree(finished(algorithm), tmp_path / "run")
+    state = saved(folder)
+    with open(folder / "eval.csv", "a") as file:
+        file.write("999,0,later than the checkpoint")
+    agent, optimizer = state["agent"], next(name for name in state if name.endswith("optimizer"))
+    name = next(name for name in agent if name.endswith("weight"))
+    without = {key: value for key, value in state.items() if key != optimizer}
+    for fault, changed in ((name, state | {"agent": agent | {name: agent[name][1:]}}), (optimizer, without)):
+        torch.save(changed, folder / "checkpoint.pt")
+        before = contents(folder)
+        code, _, err = command_line(algorithm, "--resume", folder)
+        wanted = f"error: {folder}/checkpoint.pt does not fit .*{fault}.*: use the script as it was\n"
+        assert code == 2 and re.fullmatch(wanted, err), err
+        assert contents(folder) == before
+
+
+@of_shared_blocks
+def test_a_checkpoint_is_read_when_nobody_else_can_write_it(algorithm: str, finished, tmp_path, monkeypatch):
+    module, read, locked = load(algorithm), load(algorithm).read, []
+    folder = shutil.copytree(finished(algorithm), tmp_path / "run")
+
+    def watched(path: Path):
+        if path.name == "checkpoint.pt":
+            locked.append(module.FileLock(folder / ".lock", is_singleton=True).is_locked)
+        return read(path)
+
+    monkeypatch.setattr(module, "read", watched)
+    resume(algorithm, folder)
+    assert locked == [True]
+
+
+@of_shared_blocks
 def test_rows_never_stand_below_a_header_of_other_columns(algorithm: str, tmp_path):
     run, write = SimpleNamespace(folder=tmp_path), load(algorithm).Run.write
     write(run, "train", [{"step": 1, "return": 2.0}], scalars=False)
@@ -188,6 +220,9 @@ def test_rows_never_stand_below_a_header_of_other_columns(algorithm: str, tmp_pa
         write(run, "train", [{"step": 2, "return": 3.0, "success": 1}], scalars=False)
     write(run, "train", [{"step": 3, "return": 4.0}], scalars=False)
     assert (tmp_path / "train.csv").read_text().splitlines() == ["step,return", "1,2.0", "3,4.0"]
+    with pytest.raises(load(algorithm).RunFailed, match=r"eval.csv began without \{'success'\}"):
+        write(run, "eval", [{"step": 1, "return": 2.0}, {"step": 1, "return": 3.0, "success": 1}], scalars=False)
+    assert (tmp_path / "eval.csv").read_text() == ""
 
 
 @pytest.mark.parametrize("algorithm", HAS_REPLAY)
