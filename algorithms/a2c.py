@@ -25,9 +25,9 @@ Deviations from the paper, each with its reason:
     picture has it.
   * lambda = 0.95, not 1: less variance. `--gae-lambda 1` gives the paper's n-step returns.
   * Rollouts have 16 steps per environment, not 5, and steps are 2e-3 instead of 7e-4, as 128 advantages carry a larger
-    one. `--num-steps 5 --learning-rate 7e-4` is the usual setting.
-  * Advantages keep their scale, as in the paper. Standardised per rollout (`--norm-adv`, as PPO does), those of states
-    in which there is nothing left to learn are noise of full size, and what was learned elsewhere is lost by it.
+    one. `--num-steps 5 --learning-rate 7e-4` is the usual setting. Advantages are not standardised per rollout, as the
+    paper's are not: those of states in which there is nothing left to learn would become noise of full size, and what
+    was learned elsewhere was lost by it (`--norm-adv`).
   * No entropy bonus by default: it pays a Gaussian policy for a std without bound, which clipped actions do not punish.
   * RMSprop with epsilon 1e-5 outside the square root, as PyTorch has it: theta - lr g / (sqrt(v) + eps), v from 0. The
     paper and TensorFlow (with v from 1) have sqrt(v + eps), which makes smaller steps wherever gradients are small.
@@ -489,7 +489,7 @@ def require_finite(step: int, /, **values: Any) -> None:
     """Raise RunFailed, with its name, if one of the values (tensors, arrays, numbers) is NaN or infinite."""
     for name, value in values.items():
         if not (value.isfinite() if isinstance(value, Tensor) else np.isfinite(value)).all():
-            raise RunFailed(f"{name} became NaN or infinite at step {step} (a lower --learning-rate may help)")
+            raise RunFailed(f"{name} became NaN or infinite at step {step}: lower --learning-rate or check the task")
 
 
 def seeds(*entropy: int, n: int) -> list[int]:
@@ -651,6 +651,8 @@ class Run(contextlib.AbstractContextManager):
         optimizers = {name: x for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
         self.parts = {"agent": agent, **optimizers} | ({"memory": memory} if memory else {})
         self.eval_envs = VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
+        if args.evaluate:
+            raise UserError("evaluate is for the command line: use load_policy")
         config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
         self.folder = Path(args.resume or args.run_dir or new_folder(args, config["algorithm"]))
         self.logs, before = [self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")], args
@@ -681,14 +683,13 @@ class Run(contextlib.AbstractContextManager):
         self.started = time.perf_counter() - self.seconds
 
     def restore(self, planned: int) -> None:
-        """Go back to the last checkpoint of a run that was to have `planned` steps; without one, to the start.
+        """Go back to the last checkpoint of a run that was to have `planned` steps; without one, as new, to the start.
 
-        Raises UserError, with every file as it was, if the checkpoint does not fit.
+        Raises UserError, with every file as it was, if the checkpoint is missing or does not fit.
         """
         path = self.folder / "checkpoint.pt"
-        saved = read(path) if path.exists() else {"logs": {}, "step": 0}
-        if self.args.resume and not path.exists():
-            print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
+        begun = path.exists() or any(log.exists() and log.stat().st_size for log in self.logs)
+        saved = read(path) if begun else {"logs": {}, "step": 0}
         if self.args.total_timesteps < (least := min(saved["step"], planned)):
             done = f"{saved['step']} steps are done, give at least {least}"
             raise UserError(f"--total-timesteps {self.args.total_timesteps}: {done}")
@@ -697,12 +698,14 @@ class Run(contextlib.AbstractContextManager):
             if (log.stat().st_size if log.exists() else 0) < length:
                 raise UserError(f"{log} has lost rows since the last checkpoint: restore a copy")
         try:
-            for name, part in self.parts.items() if saved["step"] else ():
+            for name, part in self.parts.items() if begun else ():
                 part.load_state_dict(saved[name] if name == "memory" else copy.deepcopy(saved[name]))  # frees the file
         except (KeyError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} does not fit ({why}): use the script as it was") from error
         self.envs.steps, self.seconds = saved["step"], saved.get("seconds", 0.0)
+        if self.args.resume:
+            print(f"{self.folder} goes on from step {saved['step']}")
         for log in filter(Path.exists, self.logs):
             os.truncate(log, lengths[log])  # rows written after the checkpoint are written again
 
@@ -723,8 +726,8 @@ class Run(contextlib.AbstractContextManager):
         """Close the run; after Ctrl-C or an error, say how to go on."""
         step = self.envs.steps
         if error:
-            start = "the last checkpoint" if (self.folder / "checkpoint.pt").exists() else "step 0"
-            print(f"\nstopped at step {step}: python {sys.argv[0]} --resume {self.folder} goes on from {start}")
+            resume = f"python {sys.argv[0]} --resume {self.folder}"
+            print(f"\nstopped at step {step}: {resume} goes on from the last checkpoint")
         else:
             print(f"done at step {step}: everything is in {self.folder}")
         for part in (self.bar, self.tensorboard, self.envs.vector, self.eval_envs.vector):
@@ -745,6 +748,7 @@ class Run(contextlib.AbstractContextManager):
         if unit and size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
         if not self.envs.steps:
+            self.save()  # so that logs without a checkpoint are those of a run that has lost it
             self.evaluate()
         while self.envs.steps < self.total:
             seed_generators(args.seed, 4, self.envs.steps)

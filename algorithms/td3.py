@@ -427,7 +427,7 @@ def require_finite(step: int, /, **values: Any) -> None:
     """Raise RunFailed, with its name, if one of the values (tensors, arrays, numbers) is NaN or infinite."""
     for name, value in values.items():
         if not (value.isfinite() if isinstance(value, Tensor) else np.isfinite(value)).all():
-            raise RunFailed(f"{name} became NaN or infinite at step {step} (a lower --learning-rate may help)")
+            raise RunFailed(f"{name} became NaN or infinite at step {step}: lower --learning-rate or check the task")
 
 
 def seeds(*entropy: int, n: int) -> list[int]:
@@ -589,6 +589,8 @@ class Run(contextlib.AbstractContextManager):
         optimizers = {name: x for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
         self.parts = {"agent": agent, **optimizers} | ({"memory": memory} if memory else {})
         self.eval_envs = VectorEnvs(args.env_id, min(args.eval_episodes, 10), evaluation=True)
+        if args.evaluate:
+            raise UserError("evaluate is for the command line: use load_policy")
         config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
         self.folder = Path(args.resume or args.run_dir or new_folder(args, config["algorithm"]))
         self.logs, before = [self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")], args
@@ -619,14 +621,13 @@ class Run(contextlib.AbstractContextManager):
         self.started = time.perf_counter() - self.seconds
 
     def restore(self, planned: int) -> None:
-        """Go back to the last checkpoint of a run that was to have `planned` steps; without one, to the start.
+        """Go back to the last checkpoint of a run that was to have `planned` steps; without one, as new, to the start.
 
-        Raises UserError, with every file as it was, if the checkpoint does not fit.
+        Raises UserError, with every file as it was, if the checkpoint is missing or does not fit.
         """
         path = self.folder / "checkpoint.pt"
-        saved = read(path) if path.exists() else {"logs": {}, "step": 0}
-        if self.args.resume and not path.exists():
-            print(f"{self.folder} has no checkpoint yet: it starts again at step 0")
+        begun = path.exists() or any(log.exists() and log.stat().st_size for log in self.logs)
+        saved = read(path) if begun else {"logs": {}, "step": 0}
         if self.args.total_timesteps < (least := min(saved["step"], planned)):
             done = f"{saved['step']} steps are done, give at least {least}"
             raise UserError(f"--total-timesteps {self.args.total_timesteps}: {done}")
@@ -635,12 +636,14 @@ class Run(contextlib.AbstractContextManager):
             if (log.stat().st_size if log.exists() else 0) < length:
                 raise UserError(f"{log} has lost rows since the last checkpoint: restore a copy")
         try:
-            for name, part in self.parts.items() if saved["step"] else ():
+            for name, part in self.parts.items() if begun else ():
                 part.load_state_dict(saved[name] if name == "memory" else copy.deepcopy(saved[name]))  # frees the file
         except (KeyError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} does not fit ({why}): use the script as it was") from error
         self.envs.steps, self.seconds = saved["step"], saved.get("seconds", 0.0)
+        if self.args.resume:
+            print(f"{self.folder} goes on from step {saved['step']}")
         for log in filter(Path.exists, self.logs):
             os.truncate(log, lengths[log])  # rows written after the checkpoint are written again
 
@@ -661,8 +664,8 @@ class Run(contextlib.AbstractContextManager):
         """Close the run; after Ctrl-C or an error, say how to go on."""
         step = self.envs.steps
         if error:
-            start = "the last checkpoint" if (self.folder / "checkpoint.pt").exists() else "step 0"
-            print(f"\nstopped at step {step}: python {sys.argv[0]} --resume {self.folder} goes on from {start}")
+            resume = f"python {sys.argv[0]} --resume {self.folder}"
+            print(f"\nstopped at step {step}: {resume} goes on from the last checkpoint")
         else:
             print(f"done at step {step}: everything is in {self.folder}")
         for part in (self.bar, self.tensorboard, self.envs.vector, self.eval_envs.vector):
@@ -683,6 +686,7 @@ class Run(contextlib.AbstractContextManager):
         if unit and size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
         if not self.envs.steps:
+            self.save()  # so that logs without a checkpoint are those of a run that has lost it
             self.evaluate()
         while self.envs.steps < self.total:
             seed_generators(args.seed, 4, self.envs.steps)

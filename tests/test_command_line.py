@@ -152,8 +152,8 @@ def test_run_of_another_algorithm(algorithm: str, finished, command_line):
 
 CONFIGS = (b"", b'{"algorithm": "td3", "args"', b"[1, 2]", b'{"algorithm": "td3"}', b"\xff")
 DAMAGES = [(flag, "config.json", text) for flag in ("--resume", "--evaluate") for text in CONFIGS]
-DAMAGES += [("--resume", "checkpoint.pt", keep) for keep in (0.0, 0.5, 0.99)]
-DAMAGES += [("--evaluate", "policy.pt", keep) for keep in (0.0, 0.5, 0.99, None)]  # None: the file is gone
+DAMAGES += [("--resume", "checkpoint.pt", keep) for keep in (0.0, 0.5, 0.99, None)]  # None: the file is gone
+DAMAGES += [("--evaluate", "policy.pt", keep) for keep in (0.0, 0.5, 0.99, None)]
 
 
 @pytest.mark.parametrize("flag, name, left", DAMAGES)

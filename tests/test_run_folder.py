@@ -213,6 +213,13 @@ def test_a_checkpoint_is_read_when_nobody_else_can_write_it(algorithm: str, fini
 
 
 @of_shared_blocks
+def test_training_from_python_does_not_pass_over_evaluate(algorithm: str, finished, tmp_path):
+    with pytest.raises(load(algorithm).UserError, match="load_policy"):
+        train(algorithm, evaluate=str(finished(algorithm)), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@of_shared_blocks
 def test_rows_never_stand_below_a_header_of_other_columns(algorithm: str, tmp_path):
     run, write = SimpleNamespace(folder=tmp_path), load(algorithm).Run.write
     write(run, "train", [{"step": 1, "return": 2.0}], scalars=False)
@@ -283,7 +290,7 @@ def test_interrupted_run_continues_byte_for_byte(algorithm: str, env_id: str, n:
     at = {step: tmp_path / str(step) for step in ((20, 61, 100) if n == 1 else (80, 440))}
     snapshot_during(monkeypatch, algorithm, tmp_path / "run", dict(at))
     train(algorithm, **changes, run_dir=tmp_path / "run")
-    assert not (tmp_path / str(20 if n == 1 else 80) / "checkpoint.pt").exists() and len(episodes(tmp_path / "run")) > 1
+    assert saved(tmp_path / str(20 if n == 1 else 80))["step"] == 0 and len(episodes(tmp_path / "run")) > 1
     for folder in at.values():
         resume(algorithm, folder)
         assert logs(folder) == logs(tmp_path / "run"), folder
@@ -352,10 +359,11 @@ def test_killed_while_writing_a_checkpoint(algorithm: str, tmp_path, monkeypatch
     monkeypatch.setattr(torch, "save", save_with_snapshot)
     train(algorithm, env_id=HIDDEN, run_dir=folder, **late(algorithm))
     monkeypatch.undo()
-    assert len(copies) == 5, "three policies and two checkpoints"
+    assert len(copies) == 6, "three policies and three checkpoints, the first of them at the start"
     for copy in copies:
         assert list(copy.glob("*.tmp"))
-        for name in ("eval.csv", "train.csv", "metrics.csv"):
+        logged = ("eval.csv", "train.csv", "metrics.csv") if copy != copies[0] else ()  # nothing before the first
+        for name in logged:
             with open(copy / name, "a") as file:
                 file.write("223,0.5,half a ro")
         resume(algorithm, copy)
@@ -388,7 +396,7 @@ def test_a_folder_that_was_moved_and_one_that_lost_rows(algorithm: str, command_
 @of_shared_blocks
 @pytest.mark.parametrize("step", [60, 200])
 def test_ctrl_c_says_how_to_go_on(algorithm: str, step: int, command_line, tmp_path, monkeypatch):
-    """From the last checkpoint or, before there is one, from the start."""
+    """From the last checkpoint, which may be that of the start."""
     module, uninterrupted = load(algorithm), train(algorithm, env_id=HIDDEN, run_dir=tmp_path / "whole")
 
     def interrupt(run, info, original=module.Run.report):
@@ -400,7 +408,7 @@ def test_ctrl_c_says_how_to_go_on(algorithm: str, step: int, command_line, tmp_p
         patch.setattr(module.Run, "report", interrupt)
         code, out, err = command_line(algorithm, *flags(algorithm, env_id=HIDDEN, run_dir=tmp_path / "run"))
     assert code == 130 and "Traceback" not in err and f"--resume {tmp_path / 'run'}" in out
-    assert ("step 0" if step == 60 else "checkpoint") in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("goes on from the last checkpoint")
     assert command_line(algorithm, "--resume", tmp_path / "run")[0] == 0
     assert logs(tmp_path / "run") == logs(uninterrupted)
 

@@ -200,7 +200,8 @@ def test_learning_rate_falls_linearly_to_zero_unless_told_otherwise(algorithm):
 @on_policy
 @by_space
 def test_a_rollout_of_one_step_is_learned_from(algorithm, space):
-    agent = make_agent(algorithm, OBSERVATIONS, space, num_envs=1)
+    standardised = {"norm_adv": True} if hasattr(load(algorithm).Args, "norm_adv") else {}
+    agent = make_agent(algorithm, OBSERVATIONS, space, num_envs=1, **standardised)
     s, a, r, s2, terminal, done = rollout(agent, 1, 1)
     info = update(agent, s=s, a=a, r=r, s2=s2, terminal=terminal, done=done)
     assert all(math.isfinite(float(value)) for value in info.values()) and set(info) == set(agent.metrics)
