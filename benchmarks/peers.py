@@ -135,6 +135,7 @@ class Args:
 
     # what else our `Run` and `prepare` ask for: not settings of a peer
     num_envs, compile, matmul_precision, track, capture_video, render = 1, False, "highest", False, False, False
+    evaluate = None
 
     def check(self) -> None:
         """Nothing but the ranges is to be checked."""
@@ -255,6 +256,7 @@ def train(args: Args) -> Path:
     envs = SimpleNamespace(steps=0, finished=[], vector=peer.model.get_env())
     with PeerRun(args, peer, envs, Rest(peer)) as run:
         if not envs.steps:
+            run.save()
             run.evaluate()
         if envs.steps < args.total_timesteps:
             peer.model.set_random_seed(seeds(args.seed, 4, envs.steps, n=1)[0] % 2**31)
