@@ -627,11 +627,11 @@ class Run(contextlib.AbstractContextManager):
         """
         path = self.folder / "checkpoint.pt"
         begun = path.exists() or any(log.exists() and log.stat().st_size for log in self.logs)
-        saved = read(path) if begun else {"logs": {}, "step": 0}
-        if self.args.total_timesteps < (least := min(saved["step"], planned)):
-            done = f"{saved['step']} steps are done, give at least {least}"
-            raise UserError(f"--total-timesteps {self.args.total_timesteps}: {done}")
-        lengths = {log: saved["logs"].get(log.name, 0) for log in self.logs}
+        saved = read(path) if begun else {}
+        step, steps = saved.get("step", 0), self.args.total_timesteps
+        if steps < (least := min(step, planned)):
+            raise UserError(f"--total-timesteps {steps}: {step} steps are done, give at least {least}")
+        lengths = {log: saved.get("logs", {}).get(log.name, 0) for log in self.logs}
         for log, length in lengths.items():
             if (log.stat().st_size if log.exists() else 0) < length:
                 raise UserError(f"{log} has lost rows since the last checkpoint: restore a copy")
@@ -641,9 +641,9 @@ class Run(contextlib.AbstractContextManager):
         except (KeyError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} does not fit ({why}): use the script as it was") from error
-        self.envs.steps, self.seconds = saved["step"], saved.get("seconds", 0.0)
+        self.envs.steps, self.seconds = step, saved.get("seconds", 0.0)
         if self.args.resume:
-            print(f"{self.folder} goes on from step {saved['step']}")
+            print(f"{self.folder} goes on from step {step}")
         for log in filter(Path.exists, self.logs):
             os.truncate(log, lengths[log])  # rows written after the checkpoint are written again
 

@@ -180,7 +180,7 @@ def test_a_policy_of_other_networks_is_refused(algorithm: str, finished, command
 
 @of_shared_blocks
 def test_a_checkpoint_that_does_not_fit_the_script(algorithm: str, finished, command_line, tmp_path):
-    """Other networks, or an optimiser that the run did not have: refused before a log is cut."""
+    """Other networks, an optimiser that the run did not have, another kind of file: refused before a log is cut."""
     folder = shutil.copytree(finished(algorithm), tmp_path / "run")
     state = saved(folder)
     with open(folder / "eval.csv", "a") as file:
@@ -188,7 +188,8 @@ def test_a_checkpoint_that_does_not_fit_the_script(algorithm: str, finished, com
     agent, optimizer = state["agent"], next(name for name in state if name.endswith("optimizer"))
     name = next(name for name in agent if name.endswith("weight"))
     without = {key: value for key, value in state.items() if key != optimizer}
-    for fault, changed in ((name, state | {"agent": agent | {name: agent[name][1:]}}), (optimizer, without)):
+    other_networks, policy = state | {"agent": agent | {name: agent[name][1:]}}, saved(folder, "policy")
+    for fault, changed in ((name, other_networks), (optimizer, without), ("'agent'", policy)):
         torch.save(changed, folder / "checkpoint.pt")
         before = contents(folder)
         code, _, err = command_line(algorithm, "--resume", folder)
