@@ -114,8 +114,8 @@ def ppo_that_never_stops(a, *rollout):
 
 
 HOST_SYNCS = {  # what cannot be done without the host, and what is tested instead of update
-    "reinforce": reinforce_without_masks,
-    "ppo": ppo_that_never_stops,
+    "reinforce": reinforce_without_masks,  # how many steps the episodes have decides the sizes of its batch
+    "ppo": ppo_that_never_stops,  # stopping at target_kl
     "trpo": lambda a, *rollout: (setattr(a, "take", lambda *x: {}), a.update(*rollout)),  # the line search branches
     "her_ddpg": lambda a, *transitions: a.cycle(*transitions),  # no sync: it holds update
 }
