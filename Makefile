@@ -31,7 +31,7 @@ report: setup  ## All tables and pictures of the committed results, README's tab
 
 EXPERIMENTS = $(basename $(notdir $(shell grep -l __main__ benchmarks/experiments/*.py)))
 
-experiment: setup  ## An experiment behind the slides, half a minute to two minutes: make experiment NAME=pg_variance
+experiment: setup  ## An experiment behind the slides, half a minute to three minutes: make experiment NAME=pg_variance
 	@$(if $(filter $(NAME),$(EXPERIMENTS)),,echo "error: NAME=$(NAME) is no experiment: name one of $(EXPERIMENTS)" >&2; exit 2)
 	@$(BIN)/python benchmarks/experiments/$(NAME).py
 
