@@ -744,6 +744,7 @@ def evaluation_envs(args: Any, folder: Path, step: int) -> VectorEnvs:
 # settings that change nothing in what is computed
 FREE = {"device", "threads", "compile", "log_every", "capture_video", "render", "track", "wandb_project_name",
         "wandb_entity", "run_dir", "resume", "evaluate"}  # fmt: skip
+LOGS = ("eval.csv", "train.csv", "metrics.csv")
 
 
 class Run(contextlib.AbstractContextManager):
@@ -764,13 +765,12 @@ class Run(contextlib.AbstractContextManager):
             raise UserError("evaluate is for the command line: use load_policy")
         config = {"algorithm": type(agent).__name__.lower(), "id": f"{time.time_ns():x}"}
         self.folder = Path(args.resume or args.run_dir or new_folder(args, config["algorithm"]))
-        self.logs, before = [self.folder / f"{log}.csv" for log in ("eval", "train", "metrics")], args
         if args.resume:
             config, before = read(self.folder / "config.json"), read_args(self.folder, type(agent), type(args))
             refuse_changes(before, args, {"total_timesteps", "checkpoint_every"})
-            if (self.folder / "policy.pt").exists() and not list(self.folder.glob("*.csv")):
-                raise UserError(f"{self.folder} has a policy but no logs to go on: evaluate it, or start a new run")
-        elif self.folder.is_dir() and {p.suffix for p in self.folder.iterdir()} & {".csv", ".json", ".pt"}:
+            if not (self.folder / "checkpoint.pt").exists():
+                raise UserError(f"{self.folder} has no checkpoint.pt to go on from: restore a copy, or evaluate it")
+        elif any((self.folder / name).exists() for name in ("config.json", "policy.pt", *LOGS)):
             raise UserError(f"{self.folder} holds a run already: choose another --run-dir, or continue with --resume")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -779,44 +779,42 @@ class Run(contextlib.AbstractContextManager):
         except OSError as error:  # a time-out, too
             reason = error.strerror or "another process trains there"
             raise UserError(f"cannot use {self.folder} ({reason}): choose another --run-dir") from error
-        self.restore(before.total_timesteps)
-        self.record(config)
+        if args.resume:
+            self.restore(before.total_timesteps)
         self.wandb = None
         if args.track:
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
-            keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
-            self.wandb = importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
+            keep = {"id": config["id"], "resume": "allow", "config": asdict(replace(args, resume=None))}
+            where = {"dir": self.folder, "sync_tensorboard": True}
+            self.wandb = importlib.import_module("wandb").init(**names, **keep, **where)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps and envs.steps + 1)
         self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
         self.started = time.perf_counter() - self.seconds
+        if not args.resume:
+            self.save()  # before config.json, so that a run to resume has a checkpoint
+        self.record(config)
 
     def restore(self, planned: int) -> None:
-        """Go back to the last checkpoint of a run that was to have `planned` steps; without one, as new, to the start.
+        """Go back to the last checkpoint of a run that was to have `planned` steps.
 
         Raises UserError, with every file as it was, if the checkpoint is missing or does not fit.
         """
         path = self.folder / "checkpoint.pt"
-        begun = path.exists() or any(log.exists() and log.stat().st_size for log in self.logs)
-        saved = read(path) if begun else {}
-        step, steps = saved.get("step", 0), self.args.total_timesteps
-        if steps < (least := min(step, planned)):
-            raise UserError(f"--total-timesteps {steps}: {step} steps are done, give at least {least}")
-        lengths = {log: saved.get("logs", {}).get(log.name, 0) for log in self.logs}
-        for log, length in lengths.items():
-            if (log.stat().st_size if log.exists() else 0) < length:
-                raise UserError(f"{log} has lost rows since the last checkpoint: restore a copy")
+        saved, steps = read(path), self.args.total_timesteps
         try:
-            for name, part in self.parts.items() if begun else ():
+            for name, part in self.parts.items():
                 part.load_state_dict(saved[name] if name == "memory" else copy.deepcopy(saved[name]))  # frees the file
+            step, logs, self.seconds = saved["step"], saved["logs"], saved["seconds"]
         except (KeyError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} does not fit ({why}): use the script as it was") from error
-        self.envs.steps, self.seconds = step, saved.get("seconds", 0.0)
-        if self.args.resume:
-            print(f"{self.folder} goes on from step {step}")
-        for log in filter(Path.exists, self.logs):
-            os.truncate(log, lengths[log])  # rows written after the checkpoint are written again
+        if steps < (least := min(step, planned)):
+            raise UserError(f"--total-timesteps {steps}: {step} steps are done, give at least {least}")
+        for name, text in logs.items():  # rows written after the checkpoint are written again
+            (self.folder / name).write_bytes(text.encode())
+        self.envs.steps = step
+        print(f"{self.folder} goes on from step {step}")
 
     def record(self, config: dict[str, Any]) -> None:
         """Write config.json: settings, versions, the script's hash and the command of every start."""
@@ -835,8 +833,8 @@ class Run(contextlib.AbstractContextManager):
         """Close the run; after Ctrl-C or an error, say how to go on."""
         step = self.envs.steps
         if error:
-            resume = f"python {sys.argv[0]} --resume {self.folder}"
-            print(f"\nstopped at step {step}: {resume} goes on from the last checkpoint")
+            how = f"--resume {self.folder} (from Python: the same Args with resume=...)"
+            print(f"\nstopped at step {step}: {how} goes on from the last checkpoint")
         else:
             print(f"done at step {step}: everything is in {self.folder}")
         for part in (self.bar, self.tensorboard, self.envs.vector, self.eval_envs.vector):
@@ -857,7 +855,6 @@ class Run(contextlib.AbstractContextManager):
         if unit and size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
         if not self.envs.steps:
-            self.save()  # so that logs without a checkpoint are those of a run that has lost it
             self.evaluate()
         while self.envs.steps < self.total:
             seed_generators(args.seed, 4, self.envs.steps)
@@ -884,31 +881,28 @@ class Run(contextlib.AbstractContextManager):
                 raise KeyError(f"{type(self.agent).__name__}.metrics does not describe {unknown}: add a line for each")
             (logged, then), now = self.logged, time.perf_counter()
             row = {"step": step, "seconds": now - self.started, "steps_per_second": (step - logged) / (now - then)}
-            self.write("metrics", [row | dict.fromkeys(self.agent.metrics) | metrics])
+            self.write("metrics.csv", row | dict.fromkeys(self.agent.metrics) | metrics)
             self.logged = step, now
         if step // args.eval_every > before // args.eval_every or step >= self.total:
             self.evaluate()
 
-    def write(self, log: str, rows: list[dict[str, Any]], scalars: bool = True) -> None:
-        """Add rows, below a header if they are the first, to a csv file, and their numbers to TensorBoard."""
-        with open(self.folder / f"{log}.csv", "a+", newline="") as file:
+    def write(self, log: str, row: dict[str, Any], scalars: bool = True) -> None:
+        """Add a row, below a header if it is the first, to a csv file, and its numbers to TensorBoard."""
+        with open(self.folder / log, "a+", newline="") as file:
             file.seek(0)
             header = next(csv.reader(file), None)
-            names = header or list(rows[0] if rows else ())
-            if further := {name for row in rows for name in row} - {*names}:
-                raise RunFailed(f"{file.name} began without {further}: every episode or update needs the same columns")
-            writer = csv.DictWriter(file, names)
-            if rows and not header:
+            writer = csv.DictWriter(file, header or list(row))
+            if not header:
                 writer.writeheader()
-            writer.writerows(rows)
-        for row in rows if scalars else ():
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self.tensorboard.add_scalar(f"{log}/{name}", value, row["step"])
+            writer.writerow(row)
+        for name, value in row.items() if scalars else ():
+            if name != "step" and value is not None:
+                self.tensorboard.add_scalar(f"{log[:-4]}/{name}", value, row["step"])
 
     def write_episodes(self) -> None:
         """Rows of train.csv for the episodes that have ended since the last call."""
-        self.write("train", [{"step": step} | episode for _, step, episode in self.envs.finished])
+        for _, step, episode in self.envs.finished:
+            self.write("train.csv", {"step": step} | episode)
         self.envs.finished.clear()
 
     def evaluate(self) -> None:
@@ -916,7 +910,8 @@ class Run(contextlib.AbstractContextManager):
         step, args, self.eval_envs.steps = self.envs.steps, self.args, self.envs.steps
         require_finite(step, **dict(self.agent.named_parameters()))
         episodes = evaluate(self.agent, self.eval_envs, args.seed, args.eval_episodes, args.device)
-        self.write("eval", [{"step": step, "episode": k} | x for k, x in enumerate(episodes)], scalars=False)
+        for k, episode in enumerate(episodes):
+            self.write("eval.csv", {"step": step, "episode": k} | episode, scalars=False)
         for name in episodes[0]:
             self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode.get(name, 0) for episode in episodes]), step)
         self.bar.write(f"step {step}/{self.total}: {summary(episodes)}")
@@ -928,12 +923,9 @@ class Run(contextlib.AbstractContextManager):
         require_finite(self.envs.steps, **dict(self.agent.named_parameters()))
         self.write_episodes()
         self.tensorboard.flush()
-        logs = {}
-        for log in filter(Path.exists, self.logs):
-            with open(log, "rb+") as file:
-                os.fsync(file.fileno())
-            logs[log.name] = log.stat().st_size
-        checkpoint = {"step": self.envs.steps, "seconds": time.perf_counter() - self.started, "logs": logs,
+        paths = [self.folder / name for name in LOGS]
+        checkpoint = {"step": self.envs.steps, "seconds": time.perf_counter() - self.started,
+                      "logs": {path.name: path.read_bytes().decode() if path.exists() else "" for path in paths},
                       **{name: part.state_dict() for name, part in self.parts.items()}}  # fmt: skip
         write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
 
@@ -981,7 +973,7 @@ def refuse_changes(before: Any, after: Any, free: set[str]) -> None:
     for name, value in asdict(after).items():
         if value != getattr(before, name) and name not in FREE | free:
             flag = f"--{name.replace('_', '-')} {value}"
-            raise UserError(f"{flag} differs from the run's {getattr(before, name)}: leave it out, or start a new run")
+            raise UserError(f"{flag} differs from the run's {getattr(before, name)}: use that, or start a new run")
 
 
 def load_policy(folder: str, agent_class: type, args_class: type, device: str = "cpu") -> tuple[Any, gym.Env, int]:

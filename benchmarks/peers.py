@@ -256,7 +256,6 @@ def train(args: Args) -> Path:
     envs = SimpleNamespace(steps=0, finished=[], vector=peer.model.get_env())
     with PeerRun(args, peer, envs, Rest(peer)) as run:
         if not envs.steps:
-            run.save()
             run.evaluate()
         if envs.steps < args.total_timesteps:
             peer.model.set_random_seed(seeds(args.seed, 4, envs.steps, n=1)[0] % 2**31)

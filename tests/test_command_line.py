@@ -110,9 +110,9 @@ def test_numbers_as_people_write_them(tmp_path, monkeypatch):
 
 @of_shared_blocks
 def test_folders_that_cannot_be_used(algorithm: str, command_line, tmp_path, monkeypatch):
-    """A file, one below it, a folder with any file of a run, one that must not be made."""
+    """A file, one below it, a folder with what a run has written, one that must not be made."""
     (tmp_path / "file").write_text("mine")
-    files = ("config.json", "checkpoint.pt", "policy.pt", "eval.csv")
+    files = ("config.json", "policy.pt", "eval.csv", "train.csv")
     for left in files:
         (tmp_path / left).mkdir()
         (tmp_path / left / left).write_text("precious")
@@ -138,7 +138,7 @@ def test_folders_that_cannot_be_used(algorithm: str, command_line, tmp_path, mon
 @pytest.mark.parametrize("words", ["--env-id Hopper-v5", "--gamma 0.5", "--seed 7", "--num-envs 2", "--eval-every 999"])
 def test_resume_with_other_settings(algorithm: str, words: str, finished, command_line):
     before = contents(finished(algorithm))
-    assert_one_line(*command_line(algorithm, "--resume", finished(algorithm), *words.split()), words, "leave it out")
+    assert_one_line(*command_line(algorithm, "--resume", finished(algorithm), *words.split()), words, "start a new run")
     assert contents(finished(algorithm)) == before
 
 
@@ -152,8 +152,8 @@ def test_run_of_another_algorithm(algorithm: str, finished, command_line):
 
 CONFIGS = (b"", b'{"algorithm": "td3", "args"', b"[1, 2]", b'{"algorithm": "td3"}', b"\xff")
 DAMAGES = [(flag, "config.json", text) for flag in ("--resume", "--evaluate") for text in CONFIGS]
-DAMAGES += [("--resume", "checkpoint.pt", keep) for keep in (0.0, 0.5, 0.99, None)]  # None: the file is gone
-DAMAGES += [("--evaluate", "policy.pt", keep) for keep in (0.0, 0.5, 0.99, None)]
+DAMAGES += [("--resume", "checkpoint.pt", keep) for keep in (0.0, 0.5, 0.99)]  # how much of it is left
+DAMAGES += [("--evaluate", "policy.pt", keep) for keep in (0.0, 0.5, 0.99, None)]  # None: the file is gone
 
 
 @pytest.mark.parametrize("flag, name, left", DAMAGES)
@@ -192,7 +192,7 @@ def test_evaluate_needs_config_and_policy_only(algorithm: str, finished, command
     assert len(episodes[1]) == 12 and episodes[1][:6] == episodes[0]
     assert command_line(algorithm, "--evaluate", tmp_path, "--seed", 5)[0] == 0
     assert episodes[2] != episodes[0] and contents(tmp_path) == before
-    assert_one_line(*command_line(algorithm, "--evaluate", tmp_path, "--gamma", 0.5), "--gamma", "leave it out")
+    assert_one_line(*command_line(algorithm, "--evaluate", tmp_path, "--gamma", 0.5), "--gamma", "use that")
 
 
 @of_shared_blocks
@@ -358,5 +358,5 @@ def test_a_policy_alone_is_not_overwritten_by_resume(algorithm: str, finished, c
         shutil.copy(finished(algorithm) / name, tmp_path)
     before = contents(tmp_path)
     code, _, err = command_line(algorithm, "--resume", tmp_path)
-    assert code == 2 and "no logs to go on: evaluate it" in err
+    assert code == 2 and "no checkpoint.pt to go on from" in err
     assert contents(tmp_path) == before
