@@ -723,12 +723,12 @@ class Run(contextlib.AbstractContextManager):
     """The run folder of a training: logs, evaluations, checkpoints, resume, progress. Used as `with Run(...) as run:`.
 
     Made last, when everything else is known to work: it creates the folder, or with `args.resume` brings the agent, its
-    optimisers, the replay memory and the logs back to the last checkpoint. Raises UserError if the folder exists
-    already, is in use, or does not fit.
+    optimisers, the replay memory and the logs back to the last checkpoint. Raises UserError if the folder holds a
+    run already, is in use, or does not fit.
     """
 
     def __init__(self, args: Any, agent: nn.Module, envs: VectorEnvs, memory: Any = None):
-        self.args, self.agent, self.envs, self.seconds = args, agent, envs, 0.0
+        self.args, self.agent, self.envs, self.started = args, agent, envs, time.perf_counter()
         self.total = -(-args.total_timesteps // args.num_envs) * args.num_envs
         optimizers = {name: x for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
         self.parts = {"agent": agent, **optimizers} | ({"memory": memory} if memory else {})
@@ -753,19 +753,17 @@ class Run(contextlib.AbstractContextManager):
             raise UserError(f"cannot use {self.folder} ({reason}): choose another --run-dir") from error
         if args.resume:
             self.restore(before.total_timesteps)
+        else:
+            self.save()  # before config.json, so that a run to resume has a checkpoint
+        self.record(config)
         self.wandb = None
         if args.track:
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
-            keep = {"id": config["id"], "resume": "allow", "config": asdict(replace(args, resume=None))}
-            where = {"dir": self.folder, "sync_tensorboard": True}
-            self.wandb = importlib.import_module("wandb").init(**names, **keep, **where)
+            keep = {"id": config["id"], "resume": "allow", "config": config["args"], "dir": self.folder}
+            self.wandb = importlib.import_module("wandb").init(**names, **keep, sync_tensorboard=True)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=envs.steps and envs.steps + 1)
         self.bar = tqdm(total=self.total, initial=envs.steps, unit=" steps", disable=not sys.stderr.isatty())
         self.reported, self.logged = envs.steps, (envs.steps, time.perf_counter())
-        self.started = time.perf_counter() - self.seconds
-        if not args.resume:
-            self.save()  # before config.json, so that a run to resume has a checkpoint
-        self.record(config)
 
     def restore(self, planned: int) -> None:
         """Go back to the last checkpoint of a run that was to have `planned` steps.
@@ -777,15 +775,16 @@ class Run(contextlib.AbstractContextManager):
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(saved[name] if name == "memory" else copy.deepcopy(saved[name]))  # frees the file
-            step, logs, self.seconds = saved["step"], saved["logs"], saved["seconds"]
-        except (KeyError, RuntimeError, ValueError) as error:
+            step, seconds = saved["step"], saved["seconds"]
+            logs = {name: text.encode() for name, text in saved["logs"].items()}
+        except (AttributeError, KeyError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} does not fit ({why}): use the script as it was") from error
         if steps < (least := min(step, planned)):
             raise UserError(f"--total-timesteps {steps}: {step} steps are done, give at least {least}")
-        for name, text in logs.items():  # rows written after the checkpoint are written again
-            (self.folder / name).write_bytes(text.encode())
-        self.envs.steps = step
+        for name, content in logs.items():  # rows written after the checkpoint are written again
+            (self.folder / name).write_bytes(content)
+        self.envs.steps, self.started = step, self.started - seconds
         print(f"{self.folder} goes on from step {step}")
 
     def record(self, config: dict[str, Any]) -> None:
@@ -834,6 +833,7 @@ class Run(contextlib.AbstractContextManager):
             end = min((self.envs.steps // size + 1) * size, self.total)
             self.envs.cut_at = end if unit else math.inf
             yield end
+            self.tensorboard.flush()
             self.save()
         if args.capture_video or args.render:
             film = evaluation_envs(args, self.folder, self.envs.steps)
@@ -845,56 +845,48 @@ class Run(contextlib.AbstractContextManager):
         step, before, args = self.envs.steps, self.reported, self.args
         self.bar.update(step - before)
         self.reported = step
+        for _, ended, episode in self.envs.finished:
+            self.write("train.csv", [{"step": ended} | episode])
+        self.envs.finished.clear()
         if step // args.log_every > before // args.log_every or step >= self.total:
-            self.write_episodes()
             metrics = {name: float(value) for name, value in info.items()}
             require_finite(step, **metrics)
             if unknown := metrics.keys() - self.agent.metrics.keys():
                 raise KeyError(f"{type(self.agent).__name__}.metrics does not describe {unknown}: add a line for each")
             (logged, then), now = self.logged, time.perf_counter()
             row = {"step": step, "seconds": now - self.started, "steps_per_second": (step - logged) / (now - then)}
-            self.write("metrics.csv", row | dict.fromkeys(self.agent.metrics) | metrics)
+            self.write("metrics.csv", [row | dict.fromkeys(self.agent.metrics) | metrics])
             self.logged = step, now
         if step // args.eval_every > before // args.eval_every or step >= self.total:
             self.evaluate()
 
-    def write(self, log: str, row: dict[str, Any], scalars: bool = True) -> None:
-        """Add a row, below a header if it is the first, to a csv file, and its numbers to TensorBoard."""
+    def write(self, log: str, rows: list[dict[str, Any]]) -> None:
+        """Add rows of a step, below a header if they are the first, to a csv file, and their means to TensorBoard."""
         with open(self.folder / log, "a+", newline="") as file:
             file.seek(0)
             header = next(csv.reader(file), None)
-            writer = csv.DictWriter(file, header or list(row))
+            writer = csv.DictWriter(file, header or list(rows[0]))
             if not header:
                 writer.writeheader()
-            writer.writerow(row)
-        for name, value in row.items() if scalars else ():
-            if name != "step" and value is not None:
-                self.tensorboard.add_scalar(f"{log[:-4]}/{name}", value, row["step"])
-
-    def write_episodes(self) -> None:
-        """Rows of train.csv for the episodes that have ended since the last call."""
-        for _, step, episode in self.envs.finished:
-            self.write("train.csv", {"step": step} | episode)
-        self.envs.finished.clear()
+            writer.writerows(rows)
+        for name, value in rows[0].items():
+            if name not in ("step", "episode") and value is not None:
+                mean = np.mean([row.get(name, 0) for row in rows])
+                self.tensorboard.add_scalar(f"{log[:-4]}/{name}", mean, rows[0]["step"])
 
     def evaluate(self) -> None:
         """Evaluate the deterministic policy: a row per episode in eval.csv, means elsewhere; save it as policy.pt."""
         step, args, self.eval_envs.steps = self.envs.steps, self.args, self.envs.steps
         require_finite(step, **dict(self.agent.named_parameters()))
         episodes = evaluate(self.agent, self.eval_envs, args.seed, args.eval_episodes, args.device)
-        for k, episode in enumerate(episodes):
-            self.write("eval.csv", {"step": step, "episode": k} | episode, scalars=False)
-        for name in episodes[0]:
-            self.tensorboard.add_scalar(f"eval/{name}", np.mean([episode.get(name, 0) for episode in episodes]), step)
-        self.bar.write(f"step {step}/{self.total}: {summary(episodes)}")
         kept = {k: v for k, v in self.agent.state_dict().items() if not k.startswith(self.agent.training_only)}
         write_atomically(self.folder / "policy.pt", lambda file: torch.save({"step": step, "policy": kept}, file))
+        self.write("eval.csv", [{"step": step, "episode": k} | x for k, x in enumerate(episodes)])
+        self.bar.write(f"step {step}/{self.total}: {summary(episodes)}")
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all; never one with a parameter that is NaN or infinite."""
         require_finite(self.envs.steps, **dict(self.agent.named_parameters()))
-        self.write_episodes()
-        self.tensorboard.flush()
         paths = [self.folder / name for name in LOGS]
         checkpoint = {"step": self.envs.steps, "seconds": time.perf_counter() - self.started,
                       "logs": {path.name: path.read_bytes().decode() if path.exists() else "" for path in paths},
@@ -945,7 +937,7 @@ def refuse_changes(before: Any, after: Any, free: set[str]) -> None:
     for name, value in asdict(after).items():
         if value != getattr(before, name) and name not in FREE | free:
             flag = f"--{name.replace('_', '-')} {value}"
-            raise UserError(f"{flag} differs from the run's {getattr(before, name)}: use that, or start a new run")
+            raise UserError(f"{flag} differs from the run's {getattr(before, name)}: keep that, or start a new run")
 
 
 def load_policy(folder: str, agent_class: type, args_class: type, device: str = "cpu") -> tuple[Any, gym.Env, int]:

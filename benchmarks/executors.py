@@ -185,12 +185,12 @@ def train_on_cluster(
 
 
 def files_of(folder: Path, sent: dict[Path, tuple[int, int]]) -> dict[str, bytes]:
-    """Content of a run folder's files (path -> content) that have changed since they were noted in `sent`, notes them.
+    """Content of a run folder's files (path -> content) that have changed since they were noted in `sent`; notes them.
 
-    The checkpoint is read first: the logs, which only grow, must not be shorter than it says.
+    Those being written are left out.
     """
     files = {}
-    for path in sorted(folder.rglob("*"), key=lambda path: path.name != "checkpoint.pt"):
+    for path in sorted(folder.rglob("*")):
         if path.suffix == ".tmp" or path.name in (".lock", "status.json") or not path.is_file():
             continue
         state = path.stat().st_mtime_ns, path.stat().st_size
@@ -200,8 +200,8 @@ def files_of(folder: Path, sent: dict[Path, tuple[int, int]]) -> dict[str, bytes
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files of a run folder, each whole or not at all, and the checkpoint last."""
-    for name in sorted(files, key=lambda name: (name == "checkpoint.pt", name)):
+    """Write files of a run folder, each whole or not at all; config.json last: with it there is a run to resume."""
+    for name in sorted(files, key=lambda name: (name == "config.json", name)):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")

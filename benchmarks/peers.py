@@ -224,6 +224,7 @@ class PeerRun(Run):
         before, self.envs.steps, every = self.envs.steps, step, self.args.checkpoint_every
         self.report({})
         if step // every > before // every or step >= self.total:
+            self.tensorboard.flush()
             self.save()
 
 

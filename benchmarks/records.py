@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -188,7 +189,8 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if reached >= run["total_timesteps"] > 0:
         run["state"] = "done"
     elif state == "failed":
-        run["state"] = f"failed: exit {status.get('exit_code')}"
+        code = status.get("exit_code") or 0
+        run["state"] = f"failed: {signal.Signals(-code).name if code < 0 else f'exit {code}'}"
     else:
         run["state"] = f"{'unfinished' if state == 'done' else state} at step {count(reached)}"
     run["run"] = run_id(run)

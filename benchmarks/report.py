@@ -91,14 +91,16 @@ def matrix_cell(cell: Cell, comparison: Comparison | None, metric: str, total: i
     """ours / published of one algorithm on one task."""
     if not cell.has(metric):
         return "–" if cell.seeds else "failed" if cell.runs["state"].str.startswith("failed").any() else "unfinished"
-    ours, theirs, step, verdict, final = cell.final(metric), "–", cell.total, "", ""
+    theirs, verdict = "–", ""
+    ours = number(cell.final(metric).mean()) + (f" at {count(cell.total)}" if cell.total != total else "")
     if comparison and comparison.difference:
         theirs, verdict = number(comparison.row.mean), comparison.difference.verdict
     elif comparison:
         theirs = f"({number(comparison.row.mean)})"
     if comparison and comparison.ours is not None and comparison.row.step < (1 - SAME_STEP) * cell.total:
-        final, ours, step = f"{number(ours.mean())}; ", comparison.ours, comparison.row.step
-    text = f"{final}{number(ours.mean())} / {theirs}" + (f" at {count(step)}" if step != total else "")
+        ours += f"; {number(comparison.ours.mean())}"
+        theirs += f" at {count(comparison.row.step)}"
+    text = f"{ours} / {theirs}"
     text = {"higher": f"**{text}**", "lower": f"▾ {text}"}.get(verdict, text)
     return f"<sub>{text}</sub>" if len(cell.seeds) < FEW_SEEDS else text
 

@@ -8,7 +8,7 @@
 
 Run folders are RESULTS/LABEL/ENV_ID/SEED, the label being ALGORITHM or ALGORITHM-VARIANT; harness/ in them holds
 status.json and what the script printed. However it ended, the same command continues: finished runs are left alone,
-runs with a checkpoint resumed, others begun, failed ones tried again, --attempts times in all. The runs end with the
+runs with a config.json resumed, others begun, failed ones tried again, --attempts times in all. The runs end with the
 harness, be it by Ctrl-C, --time-budget or (on Linux) kill -9. The exit code is 0 if no run failed, 1 if one did, 2 for
 what the user can put right, 130 if interrupted.
 """

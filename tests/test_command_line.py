@@ -192,7 +192,7 @@ def test_evaluate_needs_config_and_policy_only(algorithm: str, finished, command
     assert len(episodes[1]) == 12 and episodes[1][:6] == episodes[0]
     assert command_line(algorithm, "--evaluate", tmp_path, "--seed", 5)[0] == 0
     assert episodes[2] != episodes[0] and contents(tmp_path) == before
-    assert_one_line(*command_line(algorithm, "--evaluate", tmp_path, "--gamma", 0.5), "--gamma", "use that")
+    assert_one_line(*command_line(algorithm, "--evaluate", tmp_path, "--gamma", 0.5), "--gamma", "keep that")
 
 
 @of_shared_blocks

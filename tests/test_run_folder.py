@@ -222,11 +222,12 @@ def test_training_from_python_does_not_pass_over_evaluate(algorithm: str, finish
 
 @of_shared_blocks
 def test_rows_never_stand_below_a_header_of_other_columns(algorithm: str, tmp_path):
-    run, write = SimpleNamespace(folder=tmp_path), load(algorithm).Run.write
-    write(run, "train.csv", {"step": 1, "return": 2.0}, scalars=False)
+    board = SimpleNamespace(add_scalar=lambda *_: None)
+    run, write = SimpleNamespace(folder=tmp_path, tensorboard=board), load(algorithm).Run.write
+    write(run, "train.csv", [{"step": 1, "return": 2.0}])
     with pytest.raises(ValueError, match="success"):
-        write(run, "train.csv", {"step": 2, "return": 3.0, "success": 1}, scalars=False)
-    write(run, "train.csv", {"return": 4.0, "step": 3}, scalars=False)
+        write(run, "train.csv", [{"step": 2, "return": 3.0, "success": 1}])
+    write(run, "train.csv", [{"return": 4.0, "step": 3}])
     assert (tmp_path / "train.csv").read_text().splitlines() == ["step,return", "1,2.0", "3,4.0"]
 
 
@@ -279,7 +280,7 @@ TASKS += [("her_ddpg", "FetchReach-v4", n) for n in (1, 8)]
 
 @pytest.mark.parametrize("algorithm, env_id, n", TASKS)
 def test_interrupted_run_continues_byte_for_byte(algorithm: str, env_id: str, n: int, tmp_path, monkeypatch):
-    """Before the first checkpoint, at one and between two; after an odd number of updates, for TD3's delay."""
+    """In the first segment, at a checkpoint and between two; after an odd number of updates, for TD3's delay."""
     segment = {1: 61, 8: 416 if "Fetch" in env_id else 176}[n]
     changes = {"env_id": env_id, "num_envs": n, "checkpoint_every": segment, "total_timesteps": {1: 150, 8: 480}[n]}
     changes |= {"eval_every": 48 * n} | ({"noise": "ou"} if algorithm == "ddpg" else {})
@@ -358,6 +359,7 @@ def test_killed_while_writing_a_checkpoint(algorithm: str, tmp_path, monkeypatch
     train(algorithm, env_id=HIDDEN, run_dir=folder, **late(algorithm))
     monkeypatch.undo()
     assert len(copies) == 6, "three policies and three checkpoints, the first of them at the start"
+    assert rows(copies[4] / "eval.csv")[-1]["step"] < "256", "the policy first: the last rows say that all is done"
     for copy in copies:
         assert list(copy.glob("*.tmp"))
         if copy == copies[0]:  # there is no run yet, and the same command begins it

@@ -29,12 +29,12 @@ def test_failed_and_unfinished_runs_show_and_do_not_count(tmp_path):
     make_run(tmp_path, seed=2, state="failed", exit_code=1, stderr_tail="X\nValueError: no | way\n\n", evaluations=cut)
     make_run(tmp_path, seed=3, state="running", evaluations=cut)
     make_run(tmp_path, seed=4, state="done", evaluations={0: [1.0], 990: [2.0]})  # eval.csv decides
-    folder = make_run(tmp_path, seed=5, state="failed", exit_code=2, total=1000)
+    folder = make_run(tmp_path, seed=5, state="failed", exit_code=-9, total=1000)
     for name in ("config.json", "eval.csv"):
         (folder / name).unlink()  # it failed before it began
     make_run(tmp_path, seed=6, state="failed", exit_code=9)  # killed when all was written
     (cell,) = cells_of(tmp_path)
-    states = "done, failed: exit 1, running at step 400, unfinished at step 990, failed: exit 2, done"
+    states = "done, failed: exit 1, running at step 400, unfinished at step 990, failed: SIGKILL, done"
     assert ", ".join(cell.runs["state"]) == states
     assert cell.seeds == [1, 6] and cell.runs["error"].tolist()[1] == "ValueError: no | way"
 

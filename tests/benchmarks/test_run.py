@@ -280,7 +280,7 @@ def test_an_algorithm_is_stopped_at_a_checkpoint_and_continued_on_an_own_environ
     plan = args(tmp_path, script=(), algorithms=("ppo",), tasks=("tiny_envs:Chain-v0",), total_timesteps=20_000)
     plan.flags = flags
     (job,) = run.plan(plan)
-    begun = lambda: "seen" if (job.folder / "checkpoint.pt").exists() else ""  # noqa: E731
+    begun = lambda: "seen" if (job.folder / "config.json").exists() else ""  # noqa: E731
     assert run.execute([job], executors.Local(), 1, tmp_path, watch=begun) == "seen"
     assert job.status["state"] == "stopped" and run.reached(job.folder) < 20_000
     assert run.main(plan) == 0
@@ -331,20 +331,19 @@ def test_a_cluster_needs_ray(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_files_travel_whole_and_the_checkpoint_is_no_newer_than_its_logs(tmp_path, monkeypatch):
+def test_files_travel_whole_and_what_makes_a_run_of_them_last(tmp_path, monkeypatch):
     files = {"checkpoint.pt": b"1", "config.json": b"{}", "eval.csv": b"a\n", "harness/stderr.log": b""}
     executors.write_files(tmp_path, files)
     for name in (".lock", "harness/status.json", "checkpoint.pt.tmp"):
         (tmp_path / name).touch()
     sent = {}
-    first = executors.files_of(tmp_path, sent)
-    assert first == files and next(iter(first)) == "checkpoint.pt", "read first"
+    assert executors.files_of(tmp_path, sent) == files
     (tmp_path / "eval.csv").write_text("a\nb\n")
     assert [executors.files_of(tmp_path, sent) for _ in range(2)] == [{"eval.csv": b"a\nb\n"}, {}], "only what changed"
     written, replace = [], os.replace
     monkeypatch.setattr(executors.os, "replace", lambda old, new: written.append(new.name) or replace(old, new))
     executors.write_files(tmp_path, files)
-    assert written[-1] == "checkpoint.pt", "written last: it must not be newer than the logs"
+    assert written[-1] == "config.json", "with it there is a run to resume, which needs a checkpoint"
 
 
 def test_every_suite_evaluates_often_enough_gives_reasons_and_names_settings_that_exist():
