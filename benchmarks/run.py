@@ -415,6 +415,11 @@ def told(states: Iterable[str]) -> str:
     return f"{sum(counts.values())} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}"
 
 
+def words() -> list[str]:
+    """The command line's words; 1e6 is a whole number here, too, as in the scripts."""
+    return [re.sub(r"^\d+\.?\d*[eE]\+?\d+$", lambda m: f"{float(m[0]):.15g}", word) for word in sys.argv[1:]]
+
+
 def fail(message: str) -> None:
     """One line on stderr, exit code 2."""
     print(f"error: {message}", file=sys.stderr)
@@ -455,7 +460,7 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    chosen = tyro.cli(Args, args=words(), description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     if chosen.dry_run or chosen.status:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
     try:

@@ -228,7 +228,7 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Args, description=__doc__))
+        main(tyro.cli(Args, args=run.words(), description=__doc__))
     except InputError as error:
         run.fail(str(error))
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ def args(folder: Path, **settings) -> Args:
 
 def harness(folder: Path, *words: str) -> subprocess.Popen:
     """The same as a process: by default a run of 100,000 steps that takes 1000 seconds."""
-    plan = ["--script", STEPS, "--tasks", "Task-v0", "--results", str(folder), "--total-timesteps", "100000"]
+    plan = ["--script", STEPS, "--tasks", "Task-v0", "--results", str(folder), "--total-timesteps", "1e5"]
     command = [sys.executable, run.__file__, *plan, "--flags=--delay 1", *words]
     heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a job in the background ignores
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)

@@ -82,7 +82,7 @@ def test_scores_are_means_of_the_latest_evaluations_over_their_scales_run_after_
 def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fresh_seeds(tmp_path, capsys):
     plan = args(tmp_path, range=("gain=1:100", "crash-at=900,800"), flags="--delay 1")
     words = ["--algorithm", STEPS, "--tasks", "Task-v0", "--range", "gain=1:100", "--range", "crash-at=900,800"]
-    words += ["--results", str(tmp_path), "--total-timesteps", "300", "--eval-every", "100", "--jobs", "2"]
+    words += ["--results", str(tmp_path), "--total-timesteps", "3e2", "--eval-every", "100", "--jobs", "2"]
     command = [sys.executable, tune.__file__, *words, "--flags=--delay 1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for(lambda: len(list(tmp_path.glob("*/Task-v0/*/checkpoint.pt"))) == 2)
