@@ -676,6 +676,9 @@ class Run(contextlib.AbstractContextManager):
         else:
             self.save()  # before config.json, so that a run to resume has a checkpoint
         self.record(config)
+        for name in LOGS:
+            (self.folder / name).touch()
+        print(f"{self.folder}: from step {envs.steps} on")
         self.wandb = None
         if args.track:
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.folder.name}
@@ -705,7 +708,6 @@ class Run(contextlib.AbstractContextManager):
         for name, content in logs.items():  # rows written after the checkpoint are written again
             (self.folder / name).write_bytes(content)
         self.envs.steps, self.started = step, self.started - seconds
-        print(f"{self.folder} goes on from step {step}")
 
     def record(self, config: dict[str, Any]) -> None:
         """Write config.json: settings, versions, the script's hash and the command of every start."""
@@ -723,7 +725,9 @@ class Run(contextlib.AbstractContextManager):
     def __exit__(self, error: type | None, *_: Any) -> None:
         """Close the run; after Ctrl-C or an error, say how to go on."""
         step = self.envs.steps
-        if error:
+        if error is RunFailed:
+            print(f"\nstopped at step {step}: the last good checkpoint is in {self.folder}")
+        elif error:
             how = f"--resume {self.folder} (from Python: the same Args with resume=...)"
             print(f"\nstopped at step {step}: {how} goes on from the last checkpoint")
         else:

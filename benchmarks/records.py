@@ -77,9 +77,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def last_words(text: str) -> str:
-    """The last line of an error's text that tells something: not the frame of a box, nor its pointer to --help."""
-    lines = [line.strip(" │╭╮╰╯─") for line in text.splitlines()]
-    return next((line for line in reversed(lines) if line and not line.startswith("For full helptext")), "")
+    """The line of an error's text that tells most: the last one, or the first in a box of tyro's, below its title."""
+    lines = [words for line in text.splitlines() if (words := line.strip(" │╰╯─"))]
+    below = [k + 1 for k, line in enumerate(lines[:-1]) if line.startswith("╭")]
+    return lines[below[-1] if below else -1] if lines else ""
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -271,7 +271,7 @@ def test_nothing_extra_is_printed(tmp_path):
     environ = os.environ | {"PYTHONPATH": str(ROOT / "algorithms")}
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    assert re.fullmatch(r"((note: .*\n)?(step .*\n)+done.*\n){2}", result.stdout), result.stdout
+    assert re.fullmatch(r"(\S+: from step 0 on\n(note: .*\n)?(step .*\n)+done.*\n){2}", result.stdout), result.stdout
 
 
 @of_shared_blocks

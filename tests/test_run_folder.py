@@ -189,7 +189,8 @@ def test_a_checkpoint_that_does_not_fit_the_script(algorithm: str, finished, com
     name = next(name for name in agent if name.endswith("weight"))
     without = {key: value for key, value in state.items() if key != optimizer}
     other_networks, policy = state | {"agent": agent | {name: agent[name][1:]}}, saved(folder, "policy")
-    for fault, changed in ((name, other_networks), (optimizer, without), ("'agent'", policy)):
+    old = state | {"logs": {"eval.csv": 152}}  # lengths, as they once were
+    for fault, changed in ((name, other_networks), (optimizer, without), ("'agent'", policy), ("'int'", old)):
         torch.save(changed, folder / "checkpoint.pt")
         before = contents(folder)
         code, _, err = command_line(algorithm, "--resume", folder)
@@ -404,9 +405,18 @@ def test_ctrl_c_says_how_to_go_on(algorithm: str, step: int, command_line, tmp_p
         patch.setattr(module.Run, "report", interrupt)
         code, out, err = command_line(algorithm, *flags(algorithm, env_id=HIDDEN, run_dir=tmp_path / "run"))
     assert code == 130 and "Traceback" not in err and f"--resume {tmp_path / 'run'}" in out
+    assert out.startswith(f"{tmp_path / 'run'}: from step 0 on\n"), "the folder is told at once, for those who kill"
     assert out.splitlines()[-1].endswith("goes on from the last checkpoint")
     assert command_line(algorithm, "--resume", tmp_path / "run")[0] == 0
     assert logs(tmp_path / "run") == logs(uninterrupted)
+
+
+@of_shared_blocks
+def test_a_run_without_a_whole_episode_has_the_same_files_however_often_resumed(algorithm: str, tmp_path, monkeypatch):
+    snapshot_during(monkeypatch, algorithm, tmp_path / "run", {100: tmp_path / "copy"})
+    train(algorithm, checkpoint_every=32, run_dir=tmp_path / "run")  # Reacher's episodes have 50 steps
+    resume(algorithm, tmp_path / "copy")
+    assert logs(tmp_path / "run") == logs(tmp_path / "copy") and logs(tmp_path / "run")["train.csv"] == b""
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
@@ -453,8 +463,9 @@ def test_an_environment_that_breaks(algorithm: str, what: str, tmp_path, command
         with pytest.raises(ValueError, match="the simulator broke"):
             command_line(algorithm, *flags(algorithm, **changes))
     else:
-        code, _, err = command_line(algorithm, *flags(algorithm, **changes))
+        code, out, err = command_line(algorithm, *flags(algorithm, **changes))
         assert code == 1 and re.fullmatch(rf"error: {what} became NaN or infinite at step 150\b.*\n", err), err
+        assert "last good checkpoint is in" in out and "--resume" not in out, "which would end there again"
     assert_good(tmp_path / "run", 130 if algorithm == "reinforce" else 128)
 
 

@@ -23,6 +23,17 @@ def test_an_evaluation_is_the_mean_of_its_episodes_and_a_row_cut_short_is_left_o
     assert cells_of(folder)[0].final("return").tolist() == [30]  # a run folder itself may be named
 
 
+def test_of_an_error_the_line_is_shown_that_names_the_mistake():
+    box = """╭─ Unrecognized options ────────────╮
+│ Unrecognized options: --x, 1      │
+│ ───────────────────────────────── │
+│ For full helptext, run a.py --help │
+╰───────────────────────────────────╯
+"""
+    assert records.last_words(f"a warning\n{box}") == "Unrecognized options: --x, 1"
+    assert records.last_words("Traceback\nValueError: no\n\n") == "ValueError: no" and records.last_words("") == ""
+
+
 def test_failed_and_unfinished_runs_show_and_do_not_count(tmp_path):
     cut = {0: [1.0], 400: [2.0]}
     make_run(tmp_path, seed=1)
