@@ -684,7 +684,7 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
 
 def summary(episodes: list[dict[str, float]]) -> str:
     """Mean and standard deviation of everything that is known of evaluated episodes."""
-    columns = {name: [episode.get(name, 0) for episode in episodes] for name in episodes[0]}
+    columns = {name: [x.get(name, 0) for x in episodes] for episode in episodes for name in episode}
     return ", ".join(f"{name} {np.mean(x):.2f} +- {np.std(x):.2f}" for name, x in columns.items())
 
 
@@ -806,7 +806,7 @@ class Run(contextlib.AbstractContextManager):
         """Close the run; after Ctrl-C or an error, say how to go on."""
         step = self.envs.steps
         if error is RunFailed:
-            print(f"\nstopped at step {step}: the last good checkpoint is in {self.folder}")
+            print(f"\nstopped: the last good checkpoint is in {self.folder}")
         elif error:
             how = f"--resume {self.folder} (from Python: the same Args with resume=...)"
             print(f"\nstopped at step {step}: {how} goes on from the last checkpoint")
@@ -827,7 +827,7 @@ class Run(contextlib.AbstractContextManager):
         """
         args, limit = self.args, getattr(self.eval_envs.vector.get_attr("spec")[0], "max_episode_steps", None)
         size = -(-args.checkpoint_every // (unit or 1)) * (unit or 1)
-        if unit and size < min(self.total, 5 * args.num_envs * (limit or math.inf)):
+        if unit and size < min(self.total - self.envs.steps, 5 * args.num_envs * (limit or math.inf)):
             print(f"note: all episodes are cut every {size} steps, for a checkpoint: raise --checkpoint-every")
         if not self.envs.steps:
             self.evaluate()
@@ -855,8 +855,6 @@ class Run(contextlib.AbstractContextManager):
         if step // args.log_every > before // args.log_every or step >= self.total:
             metrics = {name: float(value) for name, value in info.items()}
             require_finite(step, **metrics)
-            if unknown := metrics.keys() - self.agent.metrics.keys():
-                raise KeyError(f"{type(self.agent).__name__}.metrics does not describe {unknown}: add a line for each")
             (logged, then), now = self.logged, time.perf_counter()
             row = {"step": step, "seconds": now - self.started, "steps_per_second": (step - logged) / (now - then)}
             self.write("metrics.csv", [row | dict.fromkeys(self.agent.metrics) | metrics])
@@ -865,16 +863,20 @@ class Run(contextlib.AbstractContextManager):
             self.evaluate()
 
     def write(self, log: str, rows: list[dict[str, Any]]) -> None:
-        """Add rows of a step, below a header if they are the first, to a csv file, and their means to TensorBoard."""
+        """Add rows of a step to a csv file, whose header grows with new columns, and their means to TensorBoard."""
         with open(self.folder / log, "a+", newline="") as file:
             file.seek(0)
-            header = next(csv.reader(file), None)
-            writer = csv.DictWriter(file, header or list(rows[0]))
-            if not header:
+            before = csv.DictReader(file)
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(file, list(dict.fromkeys([*(before.fieldnames or []), *names])))
+            if writer.fieldnames != before.fieldnames:  # the first rows, or a new column
+                earlier = list(before)
+                file.truncate(0)
                 writer.writeheader()
+                writer.writerows(earlier)
             writer.writerows(rows)
-        for name, value in rows[0].items():
-            if name not in ("step", "episode") and value is not None:
+        for name in names:
+            if name not in ("step", "episode") and rows[0].get(name, 0) is not None:
                 mean = np.mean([row.get(name, 0) for row in rows])
                 self.tensorboard.add_scalar(f"{log[:-4]}/{name}", mean, rows[0]["step"])
 
@@ -969,7 +971,11 @@ def seed_generators(*entropy: int) -> None:
 def prepare(args: Any) -> Any:
     """The settings, checked, with device and compile decided; seeds everything. Raises UserError; creates nothing."""
     for name, hint in get_type_hints(type(args), include_extras=True).items():
-        value, flag = getattr(args, name), name.replace("_", "-")
+        value, flag, kind = getattr(args, name), name.replace("_", "-"), getattr(hint, "__origin__", None)
+        if kind is Literal and value not in hint.__args__:
+            raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(hint.__args__)}")
+        if kind is int and isinstance(value, float) and value.is_integer():
+            setattr(args, name, int(value))  # 1e6 is a whole number, too
         # tuples: on Python 3.10 Annotated may hand out the equal Range of another algorithm's file
         for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, tuple)):
             if value is not None and (not low <= value <= high or value == math.inf):
@@ -1000,7 +1006,7 @@ def prepare(args: Any) -> Any:
         try:
             torch.compile(torch.neg)(torch.ones(1, device=device))
         except Exception as error:  # whatever a compiler may lack
-            print(f"not compiling ({str(error).partition(chr(10))[0]}): slower, otherwise the same")
+            print(f"not compiling ({' '.join(str(error).split())[:200]}): slower, otherwise the same")
             args.compile = False
     return args
 

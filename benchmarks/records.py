@@ -170,7 +170,8 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         settings = dict(setting_of(*flag) for flag in (status.get("flags") or {}).items())
     run = {
         "source": config.get("source", OURS), "algorithm": algorithm,
-        "env_id": args.get("env_id", folder.parent.name), "seed": int(seed) if seed.isdigit() else 0,
+        "env_id": args.get("env_id") or status.get("env_id", folder.parent.name),
+        "seed": int(seed) if seed.isdigit() else 0,
         "total_timesteps": args.get("total_timesteps") or status.get("total_timesteps") or 0,
         "settings": json.dumps({k: v for k, v in sorted(settings.items()) if k not in MACHINERY}),
         "versions": json.dumps(config.get("versions") or status.get("versions") or {}),
@@ -183,7 +184,8 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     episodes = pd.DataFrame(columns=["step", "return", "length"])
     with contextlib.suppress(OSError, pd.errors.EmptyDataError):
         episodes = pd.read_csv(folder / "eval.csv", on_bad_lines="skip", encoding_errors="replace")
-    episodes = episodes.apply(pd.to_numeric, errors="coerce").dropna()  # a row that is being written is left out
+    episodes = episodes.apply(pd.to_numeric, errors="coerce").dropna(subset=["return", "length"])  # no half rows
+    episodes = episodes.fillna(0)  # a success that is told of successful episodes only
     by_step = episodes.drop(columns="episode", errors="ignore").groupby("step")
     evaluations = by_step.mean().assign(episodes=by_step.size(), protocol="deterministic").reset_index()
     reached, state = evaluations["step"].max() if len(evaluations) else 0, status.get("state", "unfinished")

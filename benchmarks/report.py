@@ -236,7 +236,7 @@ def compared(a: str, b: str, found: list[Cell]) -> str:
                 difference = str(welch(left, right.mean(), sd, len(right)))
                 rows.append([task, METRICS[metric], count(step), interval_text(left), interval_text(right), difference])
     if not rows:
-        raise InputError(f"--compare {a} {b}: they have no task in common on which both have finished a run")
+        raise InputError(f"--compare {a} {b}: on no task have both finished runs that were evaluated at the same steps")
     return table(["task", "of", "step", a, b, f"{a} - {b} [95 % interval]"], rows)
 
 

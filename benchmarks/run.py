@@ -41,6 +41,8 @@ from suites import ALGORITHMS, PEERS, ROOT, SUITES, Experiment
 from tqdm import tqdm
 
 RESERVED = {"env-id", "seed", "total-timesteps", "run-dir", "resume", "evaluate"}
+PEERS_TAKE = {"device", "threads", "eval-every", "eval-episodes", "checkpoint-every", "log-every"}
+"""Flags that are for peers, too: how a run is executed and measured; all else of theirs is RL Zoo's."""
 
 
 @dataclass
@@ -64,7 +66,8 @@ class Args:
     """NAME=FLAGS, as in "clip0.1=--clip-coef 0.1": every algorithm but the peers (sb3-...) once more, with these flags.
     Repeatable."""
     flags: str = ""
-    """Flags of all runs, as in --flags="--eval-every 5000" (with the equals sign); of peers, see peers.py --help."""
+    """Flags of all runs, as in --flags="--eval-every 5000" (with the equals sign); of them peers (sb3-...) take device,
+    threads, eval-every, eval-episodes, checkpoint-every and log-every."""
     results: str | None = None
     """Folder of the run folders; default runs/SUITE, or runs/own."""
     jobs: int | None = None
@@ -124,7 +127,7 @@ class Job:
         elif known["state"] != "done" and known["code_sha256"] != code:
             known |= {"code_sha256": "changed while the run was made", "commit": None}
         nothing = {"seconds": 0.0, "failures": 0, "exit_code": None, "stderr_tail": "", "hardware": "unknown"}
-        self.status = plan | nothing | known | {"label": e.label, "reason": e.reason}
+        self.status = plan | nothing | known | {"label": e.label, "env_id": e.env_id, "reason": e.reason}
         """Content of harness/status.json; `failures` counts the starts that failed."""
 
     def __str__(self) -> str:
@@ -168,7 +171,8 @@ class Job:
         device = read_json(self.folder / "config.json").get("args", {}).get("device", "unknown")
         hardware, seconds = f"{machine}, device {device}", round(self.status["seconds"] + executor.clock() - began, 3)
         self.write(state=state, exit_code=code, stderr_tail=tail, seconds=seconds, hardware=hardware, failures=failures)
-        tqdm.write(f"{self}: {state} at step {reached(self.folder)} ({seconds:.0f} s)")
+        why = f": {last_words(tail)}" if state == "failed" else ""
+        tqdm.write(f"{self}: {state} at step {reached(self.folder)} ({seconds:.0f} s){why}")
 
 
 def last_row(path: Path) -> list[str]:
@@ -225,9 +229,11 @@ def plan(args: Args) -> list[Job]:
         if (entry and not (name and text)) or "/" in name:
             raise InputError(f"--variant {entry}: write NAME=FLAGS, as in clip0.1=--clip-coef 0.1")
         for e in chosen:
-            if entry and e.algorithm.startswith("sb3-"):
-                continue  # a peer has RL Zoo's settings alone
-            flags = e.flags | parse_flags(args.flags) | parse_flags(text)
+            peer = e.algorithm in PEERS
+            if entry and peer:
+                continue  # it has RL Zoo's settings alone
+            common = {k: v for k, v in parse_flags(args.flags).items() if k in PEERS_TAKE or not peer}
+            flags = e.flags | common | parse_flags(text)
             steps, variant = args.total_timesteps or e.total_timesteps, "-".join(filter(None, (e.variant, name)))
             made.append(replace(e, total_timesteps=steps, flags=flags, variant=variant))
     for where, times in Counter((e.label, e.env_id) for e in made).items():

@@ -63,14 +63,16 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """higher, lower or not separable, as the interval lies above, below or around 0."""
-        if self.untested or self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+        """higher, lower or not separable, as the interval lies above, below or around 0; or not tested."""
+        if self.untested:
+            return "not tested"
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "not separable"
         return "higher" if self.value > 0 else "lower"
 
     def __str__(self) -> str:
         """For example "higher (n = 3 | 10): +897 [500, 1294]"."""
-        remark = f", not tested: {self.untested}" if self.untested else "" if self.interval else ", no spread"
+        remark = f", {self.untested}" if self.untested else "" if self.interval else ", no spread"
         sign, (ours, theirs) = "+" * (self.value >= 0), self.seeds
         return f"{self.verdict} (n = {ours} | {theirs or '?'}): {sign}{number(self.value, self.interval)}{remark}"
 

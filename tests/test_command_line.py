@@ -96,6 +96,16 @@ def test_ranges_hold_where_another_algorithms_file_is_imported_too(monkeypatch):
         td3.prepare(settings("td3", gamma=1.5))
 
 
+def test_what_python_passes_is_checked_and_1e6_is_a_whole_number(algorithm):
+    module = load(algorithm)
+    args = module.prepare(settings(algorithm, total_timesteps=512.0))
+    assert args.total_timesteps == 512 and isinstance(args.total_timesteps, int)
+    for name, hint in module.get_type_hints(module.Args).items():
+        if "Literal" in str(hint):
+            with pytest.raises(module.UserError, match=f"--{name.replace('_', '-')} mistyped is unknown: choose from "):
+                module.prepare(settings(algorithm, **{name: "mistyped"}))
+
+
 def test_numbers_as_people_write_them(tmp_path, monkeypatch):
     module, got = load("td3"), []
     words = "--total-timesteps 2e6 --buffer-size=1.5e+5 --learning-rate 1e-3 --seed 3 --run-dir e1"

@@ -222,14 +222,19 @@ def test_training_from_python_does_not_pass_over_evaluate(algorithm: str, finish
 
 
 @of_shared_blocks
-def test_rows_never_stand_below_a_header_of_other_columns(algorithm: str, tmp_path):
-    board = SimpleNamespace(add_scalar=lambda *_: None)
+def test_the_header_grows_with_new_columns(algorithm: str, tmp_path):
+    """As when an environment tells of successes only, or a metric is added before a resume."""
+    told: list = []
+    board = SimpleNamespace(add_scalar=lambda *x: told.append(x))
     run, write = SimpleNamespace(folder=tmp_path, tensorboard=board), load(algorithm).Run.write
     write(run, "train.csv", [{"step": 1, "return": 2.0}])
-    with pytest.raises(ValueError, match="success"):
-        write(run, "train.csv", [{"step": 2, "return": 3.0, "success": 1}])
+    write(run, "train.csv", [{"step": 2, "return": 3.0}, {"step": 2, "return": 3.5, "success": 1}])
     write(run, "train.csv", [{"return": 4.0, "step": 3}])
-    assert (tmp_path / "train.csv").read_text().splitlines() == ["step,return", "1,2.0", "3,4.0"]
+    table = (tmp_path / "train.csv").read_bytes().decode().split("\r\n")
+    assert table == ["step,return,success", "1,2.0,", "2,3.0,", "2,3.5,1", "3,4.0,", ""]
+    assert told[1:3] == [("train/return", 3.25, 2), ("train/success", 0.5, 2)] and len(told) == 4
+    summary = load(algorithm).summary([{"return": 3.0}, {"return": 3.0, "success": 1}])
+    assert summary == "return 3.00 +- 0.00, success 0.50 +- 0.50"
 
 
 @pytest.mark.parametrize("algorithm", HAS_REPLAY)

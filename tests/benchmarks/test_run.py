@@ -73,14 +73,17 @@ def test_plan_is_every_algorithm_variant_task_and_seed_and_each_has_its_folder(t
     jobs = run.plan(
         args(
             tmp_path, algorithms=("ppo", "sb3-trpo"), tasks=("Hopper-v5", "my_module:a/MyEnv-v0"), seeds=("2",),
-            variant=("clip0.1=--clip_coef 0.1 --no-norm-obs", "wide=--layers=64 64"), flags="--eval-every 50",
+            variant=("clip0.1=--clip_coef 0.1 --no-norm-obs", "wide=--layers=64 64"),
+            flags="--eval-every 50 --gamma 0.9",
         )
     )  # fmt: skip
     where = [str(job.folder.relative_to(tmp_path)) for job in jobs]
     labels = ["ppo", "sb3-trpo", "steps", *(f"{a}{v}" for v in ("-clip0.1", "-wide") for a in ("ppo", "steps"))]
     tasks = "Hopper-v5", "my_module-a-MyEnv-v0"
     assert where == [f"{label}/{task}/{seed}" for seed in (1, 2) for label in labels for task in tasks]
-    words = "--env-id Hopper-v5 --seed 1 --total-timesteps 300 --eval-every 50 --clip-coef 0.1 --no-norm-obs --run-dir"
+    words = "--env-id Hopper-v5 --seed 1 --total-timesteps 300 --eval-every 50"
+    assert jobs[2].words()[2:] == words.split(), "a peer's settings are RL Zoo's"
+    words += " --gamma 0.9 --clip-coef 0.1 --no-norm-obs --run-dir"
     assert " ".join(jobs[6].command()) == f"python algorithms/ppo.py {words} {tmp_path}/ppo-clip0.1/Hopper-v5/1"
     assert jobs[2].command()[1:4] == ["benchmarks/peers.py", "--algorithm", "sb3-trpo"]
     assert jobs[10].words()[-3:] == ["--layers", "64", "64"] and jobs[4].experiment.script == Path(STEPS)
@@ -131,7 +134,8 @@ def test_a_failed_run_is_told_and_the_others_go_on_and_it_is_not_tried_for_ever(
     assert (status(fine)["state"], status(fine)["failures"]) == ("done", 0) and status(fine)["seconds"] > 0
     assert status(fine)["hardware"].endswith("cores, device cpu") and len(status(fine)["code_sha256"]) == 64
     out = capsys.readouterr().out
-    assert "RuntimeError: the simulator broke" in out and f"3 runs: 1 done, 2 failed, in {tmp_path}" in out
+    assert re.search(r"seed 1: failed at step 100 \(\d s\): RuntimeError: the simulator broke\n", out), "told at once"
+    assert f"3 runs: 1 done, 2 failed, in {tmp_path}" in out
     assert run.main(args(tmp_path, status=True)) == 0
     row = r"steps-bad +Task-v0 +1 +failed: exit 1 +\d+ +300 +1.0 +RuntimeError: the simulator broke\n"
     assert re.search(row, capsys.readouterr().out)
@@ -359,3 +363,4 @@ def test_every_suite_evaluates_often_enough_gives_reasons_and_names_settings_tha
             assert known <= fields, f"{name}: {e.script.name} has no {known - fields}"
     runs = {name: sum(e.seeds for e in members) for name, members in SUITES.items()}
     assert runs == {"quick": 8, "on-policy": 230, "off-policy": 36, "fetch": 20, "peers": 27}
+    assert {flag.replace("-", "_") for flag in run.PEERS_TAKE} < fields, "the last one's, a peer's"

@@ -44,10 +44,10 @@ def test_welch_by_hand():
     [
         ([110, 110, 113], 100.0, 1.0, 10, "higher (n = 3 | 10): +11.0 ["),
         ([90, 110, 130], 100.0, 9.0, 10, "not separable (n = 3 | 10): +10.0 ["),
-        ([110.0], 100.0, 1.0, 10, "not separable (n = 1 | 10): +10.0, not tested: 1 seed"),
+        ([110.0], 100.0, 1.0, 10, "not tested (n = 1 | 10): +10.0, 1 seed"),
         ([110, 110, 110], 100.0, 0.0, 10, "not separable (n = 3 | 10): +10.0, no spread"),  # no interval of width zero
         ([110, 110, 110], 100.0, 1.0, 10, "higher (n = 3 | 10): +10.0 [9.28, 10.7]"),  # 2.262 / sqrt(10)
-        ([110, 110, 113], 10.0, None, None, "not separable (n = 3 | ?): +101 [96.7, 105], not tested: no spread over"),
+        ([110, 110, 113], 10.0, None, None, "not tested (n = 3 | ?): +101 [96.7, 105], no spread over"),
     ],
 )
 def test_verdicts(ours, mean, sd, n, text):

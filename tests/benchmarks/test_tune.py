@@ -102,10 +102,15 @@ def test_a_killed_study_goes_on_with_the_same_trial_and_confirms_the_best_on_fre
     assert f"'gain': '{best}'" in text and "reason='tuned on seeds 11, 12 with benchmarks/tune.py'" in text
     entry = eval(text.splitlines()[-1], {"Experiment": run.Experiment})
     assert entry.label == "steps-tuned" and entry.script == Path(STEPS)
-    assert text in capsys.readouterr().out
+    assert text in capsys.readouterr().out and "no worse" not in text
     plan.total_timesteps = 400
     with pytest.raises(InputError, match=r"holds a study with .*'total_timesteps': '300'"):
         tune.main(plan)
+
+
+def test_defaults_that_are_no_worse_on_fresh_seeds_are_told(tmp_path):
+    tune.main(args(tmp_path, range=("gain=-9:-1",), trials=1, total_timesteps=100))
+    assert "\nthe defaults are no worse there: keep them" in (tmp_path / "best.txt").read_text()
 
 
 def test_a_trial_below_the_others_is_pruned_early_and_one_that_fails_does_not_end_the_study(tmp_path, monkeypatch):
