@@ -541,7 +541,7 @@ def evaluate(agent: nn.Module, envs: VectorEnvs, seed: int, n: int, device: str)
 
 def summary(episodes: list[dict[str, float]]) -> str:
     """Mean and standard deviation of everything that is known of evaluated episodes."""
-    columns = {name: [x.get(name, 0) for x in episodes] for episode in episodes for name in episode}
+    columns = {name: [x.get(name, 0) for x in episodes] for name in dict.fromkeys(k for x in episodes for k in x)}
     return ", ".join(f"{name} {np.mean(x):.2f} +- {np.std(x):.2f}" for name, x in columns.items())
 
 
@@ -724,15 +724,15 @@ class Run(contextlib.AbstractContextManager):
         with open(self.folder / log, "a+", newline="") as file:
             file.seek(0)
             before = csv.DictReader(file)
-            names = dict.fromkeys(name for row in rows for name in row)
-            writer = csv.DictWriter(file, list(dict.fromkeys([*(before.fieldnames or []), *names])))
+            names = [*(before.fieldnames or []), *(name for row in rows for name in row)]
+            writer = csv.DictWriter(file, list(dict.fromkeys(names)))
             if writer.fieldnames != before.fieldnames:  # the first rows, or a new column
                 earlier = list(before)
                 file.truncate(0)
                 writer.writeheader()
                 writer.writerows(earlier)
             writer.writerows(rows)
-        for name in names:
+        for name in writer.fieldnames:
             if name not in ("step", "episode") and rows[0].get(name, 0) is not None:
                 mean = np.mean([row.get(name, 0) for row in rows])
                 self.tensorboard.add_scalar(f"{log[:-4]}/{name}", mean, rows[0]["step"])
@@ -830,9 +830,11 @@ def prepare(args: Any) -> Any:
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value, flag, kind = getattr(args, name), name.replace("_", "-"), getattr(hint, "__origin__", None)
         if kind is Literal and value not in hint.__args__:
-            raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(hint.__args__)}")
-        if kind is int and isinstance(value, float) and value.is_integer():
-            setattr(args, name, int(value))  # 1e6 is a whole number, too
+            raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(map(str, hint.__args__))}")
+        if int in (hint, kind) and isinstance(value, float):
+            if not value.is_integer():
+                raise UserError(f"--{flag} {value} is no whole number: use one")
+            setattr(args, name, int(value))  # 1e6 is one, too
         # tuples: on Python 3.10 Annotated may hand out the equal Range of another algorithm's file
         for low, high in (x for x in getattr(hint, "__metadata__", ()) if isinstance(x, tuple)):
             if value is not None and (not low <= value <= high or value == math.inf):

@@ -17,6 +17,8 @@ import ast
 import contextlib
 import functools
 import hashlib
+import io
+import itertools
 import json
 import os
 import re
@@ -77,10 +79,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def last_words(text: str) -> str:
-    """The line of an error's text that tells most: the last one, or the first in a box of tyro's, below its title."""
-    lines = [words for line in text.splitlines() if (words := line.strip(" │╰╯─"))]
-    below = [k + 1 for k, line in enumerate(lines[:-1]) if line.startswith("╭")]
-    return lines[below[-1] if below else -1] if lines else ""
+    """What an error's text says at its end: its last line, or the first paragraph of a box of tyro's."""
+    lines = [words for line in text.splitlines() if (words := line.strip())]
+    if not lines or not lines[-1].startswith("╰"):
+        return lines[-1] if lines else ""
+    top = max((k for k, line in enumerate(lines) if line.startswith("╭")), default=-1)  # -1: it is cut off
+    paragraph = itertools.takewhile(bool, (line.strip(" │─") for line in lines[top + 1 : -1]))
+    return " ".join(paragraph)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -183,9 +188,10 @@ def read_run_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     }  # fmt: skip
     episodes = pd.DataFrame(columns=["step", "return", "length"])
     with contextlib.suppress(OSError, pd.errors.EmptyDataError):
-        episodes = pd.read_csv(folder / "eval.csv", on_bad_lines="skip", encoding_errors="replace")
-    episodes = episodes.apply(pd.to_numeric, errors="coerce").dropna(subset=["return", "length"])  # no half rows
-    episodes = episodes.fillna(0)  # a success that is told of successful episodes only
+        text = (folder / "eval.csv").read_text(errors="replace").rpartition("\n")[0]  # no row that is being written
+        episodes = pd.read_csv(io.StringIO(text), on_bad_lines="skip")
+    # a success may be told of successful episodes only
+    episodes = episodes.apply(pd.to_numeric, errors="coerce").fillna({"success": 0}).dropna()
     by_step = episodes.drop(columns="episode", errors="ignore").groupby("step")
     evaluations = by_step.mean().assign(episodes=by_step.size(), protocol="deterministic").reset_index()
     reached, state = evaluations["step"].max() if len(evaluations) else 0, status.get("state", "unfinished")

@@ -204,11 +204,11 @@ def across_tasks(found: list[Cell], published: list[Published]) -> tuple[str, di
 
 
 def troubles(found: list[Cell], tuning: int) -> str:
-    """Runs that do not count, with the last line of their error, and how many are for tuning; "" if nothing."""
+    """Runs that do not count, with what their error says, and how many are for tuning; "" if nothing."""
     rows = [[cell.env_id, cell.name, run.seed, run.state, run.error]
             for cell in found for run in cell.runs.itertuples() if run.state != "done"]  # fmt: skip
     text = f"\n{tuning} runs on seeds from {FIRST_TUNING_SEED} on, which are for tuning: --tuning-seeds shows them.\n"
-    return table(["task", "algorithm", "seed", "state", "last line of stderr"], rows) + text * bool(tuning)
+    return table(["task", "algorithm", "seed", "state", "error"], rows) + text * bool(tuning)
 
 
 def compared(a: str, b: str, found: list[Cell]) -> str:

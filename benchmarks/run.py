@@ -223,7 +223,9 @@ def version_of(script: Path, modified: int) -> tuple[str, str | None]:
 def plan(args: Args) -> list[Job]:
     """All runs, seed by seed, so that a plan cut short has whole seeds. Raises InputError."""
     require_at_least(args, total_timesteps=1, jobs=1, attempts=1, time_budget=0.001, cpus=0.001, gpus=0)
-    chosen, made = experiments(args), []
+    chosen, made, common = experiments(args), [], parse_flags(args.flags)
+    if (wrong := sorted(common.keys() - PEERS_TAKE)) and all(e.algorithm in PEERS for e in chosen):
+        raise InputError(f"--flags: peers do not take --{wrong[0]}: use only {', '.join(sorted(PEERS_TAKE))}")
     for entry in ("", *args.variant):
         name, _, text = entry.partition("=")
         if (entry and not (name and text)) or "/" in name:
@@ -232,8 +234,8 @@ def plan(args: Args) -> list[Job]:
             peer = e.algorithm in PEERS
             if entry and peer:
                 continue  # it has RL Zoo's settings alone
-            common = {k: v for k, v in parse_flags(args.flags).items() if k in PEERS_TAKE or not peer}
-            flags = e.flags | common | parse_flags(text)
+            taken = {k: v for k, v in common.items() if k in PEERS_TAKE or not peer}
+            flags = e.flags | taken | parse_flags(text)
             steps, variant = args.total_timesteps or e.total_timesteps, "-".join(filter(None, (e.variant, name)))
             made.append(replace(e, total_timesteps=steps, flags=flags, variant=variant))
     for where, times in Counter((e.label, e.env_id) for e in made).items():

@@ -189,7 +189,7 @@ def confirm(args: Args, study: optuna.Study) -> str:
     returns = pd.concat(last).pivot(index=["env_id", "settings"], columns="seed", values="return")
     table = returns.to_string(float_format="%.1f")
     scaled = returns.mean(axis=1).unstack().div(pd.Series(scales_of(args)), axis=0).mean()
-    if scaled["best"] <= scaled["defaults"]:
+    if scaled.get("best", np.nan) <= scaled.get("defaults", np.nan):  # nan: none of these came to an evaluation
         table += "\nthe defaults are no worse there: keep them, or try more seeds"
     reason = f"tuned on seeds {seeds} with benchmarks/tune.py"
     entries = dict.fromkeys(repr(replace(job.experiment, reason=reason, variant="tuned")) for job in tuned)

@@ -100,6 +100,8 @@ def test_what_python_passes_is_checked_and_1e6_is_a_whole_number(algorithm):
     module = load(algorithm)
     args = module.prepare(settings(algorithm, total_timesteps=512.0))
     assert args.total_timesteps == 512 and isinstance(args.total_timesteps, int)
+    with pytest.raises(module.UserError, match=r"--num-envs 1\.5 is no whole number"):
+        module.prepare(settings(algorithm, num_envs=1.5))
     for name, hint in module.get_type_hints(module.Args).items():
         if "Literal" in str(hint):
             with pytest.raises(module.UserError, match=f"--{name.replace('_', '-')} mistyped is unknown: choose from "):

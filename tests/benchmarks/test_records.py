@@ -26,7 +26,9 @@ def test_an_evaluation_is_the_mean_of_its_episodes_and_a_row_cut_short_is_left_o
 def test_a_success_that_is_told_of_successful_episodes_only(tmp_path):
     folder = make_run(tmp_path, evaluations={1000: [(10.0, 1), (20.0, 1)]})
     table = (folder / "eval.csv").read_text().splitlines()
-    (folder / "eval.csv").write_text("\n".join([table[0], table[1], table[2].rpartition(",")[0] + ",", "1000,2"]))
+    (folder / "eval.csv").write_text(
+        "\n".join([table[0], table[1], table[2].rpartition(",")[0] + ",", "1000,2,30.0,9"])
+    )
     evaluations, _ = records.read([tmp_path])
     assert evaluations[["return", "success", "episodes"]].to_numpy().tolist() == [[15.0, 0.5, 2]]
 
@@ -39,6 +41,11 @@ def test_of_an_error_the_line_is_shown_that_names_the_mistake():
 ╰───────────────────────────────────╯
 """
     assert records.last_words(f"a warning\n{box}") == "Unrecognized options: --x, 1"
+    assert records.last_words(box[40:]) == "Unrecognized options: --x, 1", "its top is cut off"
+    assert (
+        records.last_words(box.replace(": --x, 1     ", ":            │\n│ --x, 1")) == "Unrecognized options: --x, 1"
+    )
+    assert records.last_words(f"{box}killed by SIGKILL\n") == "killed by SIGKILL"
     assert records.last_words("Traceback\nValueError: no\n\n") == "ValueError: no" and records.last_words("") == ""
 
 

@@ -110,6 +110,7 @@ def test_a_mistake_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
         ({"script": ("none.py",)}, "--script none.py is no Python file"), ({"script": (str(clash),)}, "taken for ours"),
         ({"script": (str(broken),)}, f"--script {broken} is not valid Python"), ({"flags": "1"}, "begin with"),
         ({"seeds": ("x",)}, "--seeds x is not a seed"), ({"seeds": ("0",)}, "--seeds 0 names none"),
+        ({"algorithms": ("sb3-ppo",), "script": (), "flags": "--gamma 0.9"}, "--flags: peers do not take --gamma"),
         ({"jobs": 0}, "--jobs 0 is out of range"), ({"time_budget": 0.0}, "--time-budget 0.0 is out of range"),
         ({"variant": ("fast",)}, "--variant fast: write"), ({"variant": ("a=--seed 3",)}, "--seed is set by the plan"),
         ({"variant": ("a=--x 1", "a=--x 2")}, "steps-a on Task-v0 is in the plan twice"),
