@@ -315,10 +315,12 @@ def test_another_vector_of_environments_by_changing_one_word(algorithm: str, tmp
 def test_the_policy_is_used_as_readme_says(algorithm: str, finished):
     """The snippet of README.md, for each algorithm, gives the action of the saved policy."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (snippet,) = [block for block in blocks if "RUN_DIR" in block]
-    snippet = snippet.replace("from td3", f"from {algorithm}").replace("TD3", AGENTS[algorithm])
+    (snippet,) = [block for block in blocks if "load_policy" in block]
+    (folder,) = re.findall(r'load_policy\("(.+?)"', snippet)
+    assert (ROOT / "algorithms" / folder / "policy.pt").is_file(), "it is one of ours"
+    snippet = snippet.replace("from ppo", f"from {algorithm}").replace("PPO", AGENTS[algorithm])
     space: dict = {}
-    exec(snippet.replace("RUN_DIR", str(finished(algorithm))), space)
+    exec(snippet.replace(folder, str(finished(algorithm))), space)
     assert space["a"].shape == space["env"].action_space.shape and space["env"].action_space.contains(space["a"])
     s = torch.as_tensor(space["env"].reset(seed=1)[0], dtype=torch.float32).unsqueeze(0)
     saved = torch.load(finished(algorithm) / "checkpoint.pt", weights_only=True)["agent"]
